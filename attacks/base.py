@@ -1,0 +1,164 @@
+"""The seam of an attack: what it may ask, what it may know, what it returns."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+__all__ = ["Attack", "Classifier", "Knowledge", "Known", "Outline", "Planning", "Trained"]
+
+
+class Classifier(Protocol):
+    """A service that answers; the only access a black-box attacker has.
+
+    Calling it with x [N, ...] returns float64 confidences [N, C] (rows as released, which for some
+    defenses do not sum to 1), or int64 labels [N] when the attack's `ACCESS` is "label".
+    Every row asked counts as one query.
+    """
+
+    num_queries: int
+
+    def __call__(self, x: NDArray[Any]) -> NDArray[Any]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Records whose membership in the target's training set the attacker knows.
+
+    Members and non-members come shuffled together. x is [N, ...] float32, y is [N] int64,
+    is_member is [N] bool.
+    """
+
+    x: NDArray[Any]
+    y: NDArray[np.int64]
+    is_member: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+class Trained(Protocol):
+    """A model (with its own defense, if it has one) that was trained because an attack asked."""
+
+    rows: NDArray[np.int64]
+    weights: Mapping[str, NDArray[Any]]
+    state: Mapping[str, NDArray[Any]]
+
+    def answer(self, x: NDArray[Any]) -> NDArray[np.float64]:
+        """Confidences [N, C] for any x [N, ...]."""
+        ...
+
+
+class Outline(Protocol):
+    """What is known while planning: row numbers, labels and sizes, never an answer.
+
+    Attributes:
+        known_rows: rows of the dataset the attacker holds (fit and calibration parts of
+            members and non-members, pooled and shuffled; membership is not told).
+        labels: int64 [n], the class of every row of the dataset.
+        num_classes: C.
+        adaptive: whether the attacker builds its own copy of the deployed defense.
+    """
+
+    known_rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    num_classes: int
+    adaptive: bool
+
+    def training(
+        self,
+        *,
+        rows: NDArray[np.int64],
+        reference_rows: NDArray[np.int64] | None = None,
+        defended: bool = False,
+        seed: int,
+    ) -> Any:
+        """A training task: the target's architecture and recipe on `rows`.
+
+        With `defended`, the attacker's own copy of the deployed defense is fitted around it, with
+        `reference_rows` as the defender's reference data. What comes back at run time in
+        `known.trained`, in the order returned by `trainings`, is a `Trained`.
+        """
+        ...
+
+
+class Knowledge(Protocol):
+    """All the data and models the threat model grants.
+
+    Attributes:
+        fit: known records to fit on.
+        cal: known records for early stopping, thresholds and signs only.
+        query: the deployed service as asked about known records (the undefended one when the
+            experiment says `fit_on: clean`).
+        num_classes: C.
+        trained: what `trainings` asked for, in that order.
+        x_of: maps dataset rows [n] to their records x [n, ...] and labels y [n]. Only rows the
+            attacker holds may be asked for; others raise `PermissionError`.
+        device: where torch code should run.
+    """
+
+    fit: Known
+    cal: Known
+    query: Classifier
+    num_classes: int
+    trained: tuple[Trained, ...]
+    x_of: Callable[[NDArray[np.int64]], tuple[NDArray[Any], NDArray[np.int64]]]
+    device: str
+
+
+class Attack(BaseModel):
+    """A membership inference attack: its fields are the paper's hyper-parameters.
+
+    Class variables:
+        VERSION: bump when the same fields would give other scores.
+        THREAT_MODEL: an identifier of methods.md section 1, a column of the results.
+        ACCESS: "score" if the service tells confidences, "label" if it tells only labels.
+        THRESHOLD: None if the decision threshold is calibrated on `known.cal` by the caller;
+            a number if `score` has a threshold of its own (score > THRESHOLD says "member").
+        PRESETS: field values by preset name ("paper", "sound", "cpu"); fields left out keep
+            their default.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    VERSION: ClassVar[int]
+    THREAT_MODEL: ClassVar[str]
+    ACCESS: ClassVar[Literal["score", "label"]] = "score"
+    THRESHOLD: ClassVar[float | None] = None
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def score(
+        self,
+        query: Classifier,
+        known: Knowledge,
+        x: NDArray[Any],
+        y: NDArray[np.int64],
+        *,
+        seed: int,
+    ) -> NDArray[np.float64]:
+        """Score records, higher = more likely a member.
+
+        Args:
+            query: the deployed service, asked about the records to judge. `query(x)` asked once
+                costs one query a record; asking again under noise policy `fresh` draws again.
+            known: what the attacker has; never the membership of `x`.
+            x: [N, ...] float32 records in an order that tells nothing. Not modified.
+            y: [N] int64 true labels.
+            seed: all randomness derives from it.
+
+        Returns:
+            Finite float64 [N].
+        """
+        raise TypeError(f"{type(self).__name__} defines no score()")
+
+
+@runtime_checkable
+class Planning(Protocol):
+    """An attack that needs models of its own trained before it runs."""
+
+    def trainings(self, outline: Outline, *, seed: int) -> tuple[Any, ...]:
+        """Called while planning; each entry is the result of `outline.training(...)`."""
+        ...
