@@ -95,6 +95,7 @@ class Knowledge(Protocol):
             experiment says `fit_on: clean`).
         num_classes: C.
         trained: what `trainings` asked for, in that order.
+        rows: int64, every dataset row the attacker holds; the `known_rows` of the outline.
         x_of: maps dataset rows [n] to their records x [n, ...] and labels y [n]. Only rows the
             attacker holds may be asked for; others raise `PermissionError`.
         device: where torch code should run.
@@ -105,6 +106,7 @@ class Knowledge(Protocol):
     query: Classifier
     num_classes: int
     trained: tuple[Trained, ...]
+    rows: NDArray[np.int64]
     x_of: Callable[[NDArray[np.int64]], tuple[NDArray[Any], NDArray[np.int64]]]
     device: str
 
