@@ -1,0 +1,347 @@
+"""The confidence reformer: a conditional variational auto-encoder, and its training.
+
+Knows tensors and arrays only; which confidences it sees, and why, is the plugin's business.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+__all__ = ["Recipe", "Reformer", "facts", "reform", "train_reformer"]
+
+_VALIDATION_DRAWS = 5
+_FACT_DRAWS = 16
+_INFERENCE_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a reformer's weights besides the confidences and the seed.
+
+    Attributes:
+        objective: the loss, see `_loss`.
+        hidden: widths h1, h2, h3 of the encoder; the decoder has them reversed.
+        latent: L, the dimensions of the latent.
+        decoder_norm: batch normalisation and ReLU after the decoder's first layer too.
+        published_init: weights and Adam as in the public code instead of PyTorch's defaults.
+    """
+
+    objective: Literal["text", "code", "elbo"]
+    hidden: tuple[int, int, int]
+    latent: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    label_loss_weight: float
+    kl_weight: float
+    decoder_norm: bool
+    published_init: bool
+
+
+class Reformer(nn.Module):
+    """G(c | l): encodes [c; onehot(l)] to a Gaussian, decodes [v; onehot(l)] to a confidence.
+
+    Source: PURIFIER section 4.2 and the layer lists of section 5.1. The input is 2C wide and the
+        output C wide for the C at hand; the printed output of 2C has no meaning for C scores.
+    """
+
+    def __init__(self, num_classes: int, recipe: Recipe) -> None:
+        super().__init__()
+        h1, h2, h3 = recipe.hidden
+        self.encoder = nn.Sequential(
+            *_block(2 * num_classes, h1), *_block(h1, h2), *_block(h2, h3)
+        )
+        self.mean = nn.Linear(h3, recipe.latent)
+        # Without a KL term a free variance would shrink to nothing, and the noise with it.
+        self.log_variance = None if recipe.objective == "text" else nn.Linear(h3, recipe.latent)
+        first = recipe.latent + num_classes
+        self.decoder = nn.Sequential(
+            *(_block(first, h3) if recipe.decoder_norm else [nn.Linear(first, h3)]),
+            *_block(h3, h2),
+            *_block(h2, h1),
+            nn.Linear(h1, num_classes),
+        )
+
+    def encode(self, c_NC: Tensor, condition_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the latent, [N, L] each."""
+        hidden = self.encoder(torch.cat([c_NC, condition_NC], dim=1))
+        mean_NL = self.mean(hidden)
+        if self.log_variance is None:
+            return mean_NL, torch.zeros_like(mean_NL)
+        return mean_NL, self.log_variance(hidden).clamp(-20, 10)
+
+    def decode(self, v_NL: Tensor, condition_NC: Tensor) -> Tensor:
+        """Logits [N, C] of the reformed confidence."""
+        logits: Tensor = self.decoder(torch.cat([v_NL, condition_NC], dim=1))
+        return logits
+
+
+def train_reformer(
+    fit_confidence: NDArray[np.float64],
+    val_confidence: NDArray[np.float64],
+    recipe: Recipe,
+    *,
+    seed: int,
+    device: str = "cpu",
+) -> dict[str, NDArray[Any]]:
+    """Train on the confidences of reference records and keep the best epoch.
+
+    The condition is the predicted label; true labels are never used.
+
+    Args:
+        fit_confidence: [N, C] with N >= 2, confidences to learn to reproduce.
+        val_confidence: [M, C] with M >= 1; the epoch with the least loss on them is kept, judged
+            with the same five noise draws a record every epoch.
+        recipe: the hyper-parameters.
+        seed: initial weights, batches and noise derive from it.
+        device: where to train.
+
+    Returns:
+        Parameters and batch-norm statistics by name.
+
+    Raises:
+        ValueError: if there are too few records, or the loss is never finite.
+
+    Source: PURIFIER algorithm 1. Public code keeps the epoch best on the evaluation's
+        non-members, which a defender does not have.
+    """
+    if len(fit_confidence) < 2 or len(val_confidence) < 1:
+        raise ValueError(
+            f"a reformer needs at least 2 records to fit on and 1 to validate on, got "
+            f"{len(fit_confidence)} and {len(val_confidence)}; enlarge the reference split"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    model = _initialised(fit_confidence.shape[1], recipe, generator).to(device)
+    adam = torch.optim.Adam(
+        model.parameters(),
+        lr=recipe.learning_rate,
+        betas=(0.5, 0.999) if recipe.published_init else (0.9, 0.999),
+        amsgrad=recipe.published_init,
+        fused=True,
+    )
+    c_NC, label_N, condition_NC = _tensors(fit_confidence, torch.float32, device)
+    val = _tensors(val_confidence, torch.float32, device)
+    val_noise = torch.randn(
+        (_VALIDATION_DRAWS, len(val_confidence), recipe.latent), generator=generator
+    ).to(device)
+    best, best_loss = None, math.inf
+    for _ in range(recipe.epochs):
+        model.train()
+        order_N = torch.randperm(len(c_NC), generator=generator).to(device)
+        noise_NL = torch.randn((len(c_NC), recipe.latent), generator=generator).to(device)
+        epoch_data = c_NC[order_N], label_N[order_N], condition_NC[order_N], noise_NL
+        for c, label, condition, noise in zip(
+            *(data.split(recipe.batch_size) for data in epoch_data), strict=True
+        ):
+            if len(c) < 2:  # batch normalisation has no variance of one record
+                continue
+            loss = _loss(model, c, label, condition, noise, recipe, batch_size=len(c))
+            adam.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            adam.step()
+        model.eval()
+        with torch.no_grad():
+            losses = [_loss(model, *val, xi, recipe, recipe.batch_size) for xi in val_noise]
+            val_loss = float(torch.stack(losses).mean())
+        if val_loss < best_loss:
+            best_loss = val_loss
+            best = {name: value.clone() for name, value in model.state_dict().items()}
+    if best is None:
+        raise ValueError(
+            f"the reformer's validation loss was not finite in any of {recipe.epochs} epochs; "
+            f"lower learning_rate (it is {recipe.learning_rate})"
+        )
+    return {name: value.cpu().numpy() for name, value in best.items()}
+
+
+def reform(
+    confidence: NDArray[np.float64],
+    noise: NDArray[np.float64],
+    parameters: Mapping[str, NDArray[Any]],
+    recipe: Recipe,
+) -> NDArray[np.float64]:
+    """Reformed confidences G(c | argmax c) with latent v = mean + sigma * noise.
+
+    Computed in float64, where a row's answer hangs on the rest of its batch only to about 1e-15
+    (matrix products of other sizes sum in another order).
+
+    Args:
+        confidence: [N, C] float64, rows sum to 1. Not modified.
+        noise: [N, L], standard normal, or 0 for the answer at the latent mean.
+        parameters: as returned by `train_reformer`.
+        recipe: the one it was trained with.
+
+    Returns:
+        [N, C] float64, rows sum to 1.
+    """
+    model = _loaded(confidence.shape[1], parameters, recipe)
+    p_NC = np.empty_like(confidence, dtype=np.float64)
+    with torch.no_grad():
+        for start in range(0, len(confidence), _INFERENCE_CHUNK):
+            rows = slice(start, start + _INFERENCE_CHUNK)
+            c, _, condition = _tensors(confidence[rows], torch.float64, "cpu")
+            mean_NL, log_variance_NL = model.encode(c, condition)
+            sigma_NL = torch.exp(0.5 * log_variance_NL)
+            v_NL = mean_NL + sigma_NL * torch.tensor(noise[rows], dtype=torch.float64)
+            p_NC[rows] = torch.softmax(model.decode(v_NL, condition), dim=1).numpy()
+    return p_NC
+
+
+def facts(
+    confidence: NDArray[np.float64],
+    parameters: Mapping[str, NDArray[Any]],
+    recipe: Recipe,
+    *,
+    seed: int,
+) -> dict[str, float]:
+    """How much of a confidence, beyond its label, the reformer lets through.
+
+    Within-label numbers use labels with at least two records; without any they are NaN.
+
+    Args:
+        confidence: [N, C], of records the reformer was not fitted on.
+        parameters: as returned by `train_reformer`.
+        recipe: the one it was trained with.
+        seed: of the 16 noise draws a record.
+
+    Returns:
+        `kl_mean`: mean KL(N(mean, sigma²) || N(0, I)), nats.
+        `variance_ratio`: sum over labels of tr Cov(p | l) at the latent mean, over that of c; near
+            0 the reformer has collapsed to one vector a label.
+        `noise_variance_ratio`: the variance due to noise alone, over the same.
+        `info_r2`: adjusted R² of c's top score regressed on p, both centred within their label.
+        `label_change_rate_reference`: how often the reformed label is another one.
+    """
+    model = _loaded(confidence.shape[1], parameters, recipe)
+    with torch.no_grad():
+        c, _, condition = _tensors(confidence, torch.float64, "cpu")
+        kl_mean = float(_kl(*model.encode(c, condition)).mean())
+    rng = np.random.default_rng(seed)
+    shape = (len(confidence), recipe.latent)
+    p_NC = reform(confidence, np.zeros(shape), parameters, recipe)
+    draws_RNC = np.stack(
+        [reform(confidence, rng.normal(size=shape), parameters, recipe) for _ in range(_FACT_DRAWS)]
+    )
+    label_N = confidence.argmax(axis=1)
+    noise_variance_N = draws_RNC.var(axis=0, ddof=1).sum(axis=1)
+    centred_c, centred_p, noise_variance, variance_c, variance_p = [], [], 0.0, 0.0, 0.0
+    for label in np.flatnonzero(np.bincount(label_N) >= 2):
+        rows = label_N == label
+        variance_c += confidence[rows].var(axis=0, ddof=1).sum()
+        variance_p += p_NC[rows].var(axis=0, ddof=1).sum()
+        noise_variance += noise_variance_N[rows].mean()
+        top_N = confidence[rows, label]
+        centred_c.append(top_N - top_N.mean())
+        centred_p.append(p_NC[rows] - p_NC[rows].mean(axis=0))
+    return {
+        "kl_mean": kl_mean,
+        "variance_ratio": variance_p / variance_c if variance_c else math.nan,
+        "noise_variance_ratio": noise_variance / variance_c if variance_c else math.nan,
+        "info_r2": _adjusted_r2(centred_c, centred_p),
+        "label_change_rate_reference": float(np.mean(draws_RNC.argmax(axis=2) != label_N)),
+    }
+
+
+def _block(width_in: int, width_out: int) -> list[nn.Module]:
+    return [nn.Linear(width_in, width_out), nn.BatchNorm1d(width_out), nn.ReLU()]
+
+
+def _initialised(num_classes: int, recipe: Recipe, generator: torch.Generator) -> Reformer:
+    model = _built(num_classes, recipe)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            bound = 1 / math.sqrt(module.in_features)  # PyTorch's own, but from our generator
+            nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+            if recipe.published_init:
+                nn.init.normal_(module.weight, 0.0, 0.01, generator=generator)
+            else:
+                nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+        elif isinstance(module, nn.BatchNorm1d) and recipe.published_init:
+            nn.init.normal_(module.weight, 1.0, 0.01, generator=generator)
+    return model
+
+
+def _loaded(num_classes: int, parameters: Mapping[str, NDArray[Any]], recipe: Recipe) -> Reformer:
+    model = _built(num_classes, recipe)
+    model.load_state_dict({name: torch.tensor(value) for name, value in parameters.items()})
+    return model.double().eval()
+
+
+def _built(num_classes: int, recipe: Recipe) -> Reformer:
+    with torch.random.fork_rng(devices=[]):  # PyTorch fills new layers from the global generator
+        return Reformer(num_classes, recipe)
+
+
+def _tensors(
+    confidence: NDArray[np.float64], dtype: torch.dtype, device: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Confidences [N, C], predicted labels [N] and the condition, their one-hot [N, C]."""
+    label_N = torch.tensor(confidence.argmax(axis=1), device=device)
+    c_NC = torch.tensor(confidence, dtype=dtype, device=device)
+    return c_NC, label_N, one_hot(label_N, confidence.shape[1]).to(dtype)
+
+
+def _loss(
+    model: Reformer,
+    c_NC: Tensor,
+    label_N: Tensor,
+    condition_NC: Tensor,
+    noise_NL: Tensor,
+    recipe: Recipe,
+    batch_size: int,
+) -> Tensor:
+    """The objective of one batch.
+
+    text: ||p - c||² + 1e-3 ||mean||² with sigma fixed to 1, PURIFIER equation 1. The draft has
+        no term against a mean that outgrows the noise; the small penalty is ours.
+    code: ||p - c||² / C + B KL. Public code adds the mean over B·C of the first to the sum over
+        the batch of the second. So nothing but a prototype a label is worth sending:
+        the optimum has KL <= 2 / (B C).
+    elbo: ||p - c||² + kl_weight KL.
+
+    All are means over the batch; label_loss_weight times the cross-entropy of the predicted label
+    is added to each (public code computes it and leaves it out: weight 0).
+    """
+    mean_NL, log_variance_NL = model.encode(c_NC, condition_NC)
+    v_NL = mean_NL + torch.exp(0.5 * log_variance_NL) * noise_NL
+    log_p_NC = torch.log_softmax(model.decode(v_NL, condition_NC), dim=1)
+    error = (log_p_NC.exp() - c_NC).square().sum(dim=1).mean()
+    if recipe.objective == "text":
+        loss = error + 1e-3 * mean_NL.square().sum(dim=1).mean()
+    elif recipe.objective == "code":
+        loss = error / c_NC.shape[1] + batch_size * _kl(mean_NL, log_variance_NL).mean()
+    else:
+        loss = error + recipe.kl_weight * _kl(mean_NL, log_variance_NL).mean()
+    if recipe.label_loss_weight:
+        loss = loss + recipe.label_loss_weight * nn.functional.nll_loss(log_p_NC, label_N)
+    return loss
+
+
+def _kl(mean_NL: Tensor, log_variance_NL: Tensor) -> Tensor:
+    """KL(N(mean, variance) || N(0, I)) of each row, nats [N]."""
+    variance_NL = log_variance_NL.exp()
+    return 0.5 * (mean_NL.square() + variance_NL - 1 - log_variance_NL).sum(dim=1)
+
+
+def _adjusted_r2(
+    centred_c: list[NDArray[np.float64]], centred_p: list[NDArray[np.float64]]
+) -> float:
+    """Adjusted because C regressors explain C / N of pure chance."""
+    if not centred_c:
+        return math.nan
+    c_N, p_NC = np.concatenate(centred_c), np.concatenate(centred_p)
+    freedom = len(c_N) - len(centred_c)  # a mean was taken out for each label
+    u, scale, _ = np.linalg.svd(p_NC, full_matrices=False)
+    u = u[:, scale > 1e-6 * math.sqrt(len(c_N))]  # a collapsed p differs by rounding only
+    total = float(c_N @ c_N)
+    if total == 0 or freedom <= u.shape[1]:
+        return math.nan
+    residual = total - float(np.square(u.T @ c_N).sum())
+    return max(0.0, 1 - residual / (freedom - u.shape[1]) / (total / freedom))

@@ -1,0 +1,349 @@
+"""What a number on a judged set is worth: intervals, tests between numbers, the max-null band."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special, stats
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+TAIL = 0.025  # of each side of a 95 % interval
+CHUNK_BYTES = 64 << 20  # of permuted memberships held at once by max_null_band
+
+
+@dataclass(frozen=True)
+class NullBand:
+    """Verdict on the largest of several attacks; see `max_null_band`.
+
+    `band_*` and `observed_*` are in permutation standard deviations above 1/2, `worst_*` are
+    indices of attacks, `inside` holds if neither observed maximum exceeds its band.
+    """
+
+    band_accuracy: float
+    band_auc: float
+    observed_accuracy: float
+    observed_auc: float
+    worst_accuracy: int
+    worst_auc: int
+    inside: bool
+
+
+def checked(score: ArrayLike, is_member: ArrayLike) -> tuple[Floats, Bools]:
+    """Scores as float64 [N] and membership as bool [N], both groups present.
+
+    Raises:
+        ValueError: for other shapes, non-finite scores, membership other than 0 and 1, or an
+            empty group.
+    """
+    score_N, member_N = np.asarray(score, dtype=np.float64), np.asarray(is_member)
+    if score_N.ndim != 1 or score_N.shape != member_N.shape:
+        raise ValueError(
+            f"score has shape {score_N.shape} and is_member {member_N.shape}; both must be [N]"
+        )
+    if not np.isfinite(score_N).all():
+        raise ValueError(
+            f"score holds {np.sum(~np.isfinite(score_N))} of {score_N.size} values that are NaN or "
+            "infinite; an attack must return finite scores (clip before taking a log)"
+        )
+    if not np.isin(member_N, (0, 1)).all():
+        raise ValueError(
+            f"is_member holds {np.unique(member_N)[:5]}; it must hold True and False (or 1 and 0)"
+        )
+    member_N = member_N.astype(bool)
+    if member_N.all() or not member_N.any():
+        raise ValueError(
+            f"{member_N.sum()} members and {(~member_N).sum()} non-members were judged; "
+            "metrics need at least one of each"
+        )
+    return score_N, member_N
+
+
+def clopper_pearson(
+    successes: ArrayLike, n: ArrayLike, level: float = 0.95
+) -> tuple[Floats, Floats]:
+    """Exact two-sided interval of a rate; each limit alone errs at most (1 - level) / 2.
+
+    Args:
+        successes: counts in 0..n, any shape that broadcasts with n.
+        n: trials; with n = 0 the interval is [0, 1].
+        level: confidence, between 0 and 1.
+
+    Raises:
+        ValueError: if a count is outside 0..n.
+
+    Source: Clopper and Pearson 1934, as quantiles of the beta distribution.
+    """
+    k, trials = np.broadcast_arrays(np.asarray(successes, float), np.asarray(n, float))
+    if ((k < 0) | (k > trials)).any():
+        raise ValueError(f"successes must lie in 0..n; got {successes} of {n}")
+    tail = (1 - level) / 2
+    # The beta quantile does not exist where the limit is 0 or 1; a harmless 1 stands in there.
+    low = special.betaincinv(np.where(k > 0, k, 1), trials - k + 1, tail)
+    high = special.betaincinv(k + 1, np.where(k < trials, trials - k, 1), 1 - tail)
+    return np.where(k > 0, low, 0.0), np.where(k < trials, high, 1.0)
+
+
+def auc(score: ArrayLike, is_member: ArrayLike) -> float:
+    """Probability that a member outscores a non-member, ties counting 1/2 (Mann-Whitney)."""
+    score_N, member_N = checked(score, is_member)
+    num_in, num_out = member_N.sum(), (~member_N).sum()
+    rank_sum = stats.rankdata(score_N)[member_N].sum()
+    return float((rank_sum - num_in * (num_in + 1) / 2) / (num_in * num_out))
+
+
+def _placements(score_N: Floats, member_N: Bools) -> tuple[Floats, Floats]:
+    """Of each member the share of non-members below it; of each non-member that of members above.
+
+    Source: Sun and Xu 2014: midranks in the whole minus midranks in the own group, O(N log N).
+    """
+    rank_N = stats.rankdata(score_N)
+    below = rank_N[member_N] - stats.rankdata(score_N[member_N])
+    under = rank_N[~member_N] - stats.rankdata(score_N[~member_N])
+    return below / (~member_N).sum(), 1 - under / member_N.sum()
+
+
+def _variance(members: Floats, nonmembers: Floats) -> float:
+    if min(len(members), len(nonmembers)) < 2:
+        return float("nan")
+    return float(members.var(ddof=1) / len(members) + nonmembers.var(ddof=1) / len(nonmembers))
+
+
+def delong(score: ArrayLike, is_member: ArrayLike) -> tuple[float, float]:
+    """AUC and its variance; the variance is NaN if a group has only one record.
+
+    Source: DeLong, DeLong and Clarke-Pearson 1988; fast form of Sun and Xu 2014.
+    """
+    members, nonmembers = _placements(*checked(score, is_member))
+    return float(members.mean()), _variance(members, nonmembers)
+
+
+def auc_interval(score: ArrayLike, is_member: ArrayLike) -> tuple[float, float, float]:
+    """AUC with its 95 % interval: DeLong on the logit scale, hence within [0, 1].
+
+    With variance 0 every member-non-member pair came out the same way o (0, 1/2 or 1). The
+    n = min(group sizes) disjoint pairs are independent, so P(o) >= p = 0.025^(1/n) and the AUC
+    lies in [o p, o p + 1 - p]. The limits are NaN if a group has only one record.
+    """
+    value, variance = delong(score, is_member)
+    if variance == 0:
+        member_N = np.asarray(is_member).astype(bool)
+        p = TAIL ** (1 / min(member_N.sum(), (~member_N).sum()))
+        return value, float(value * p), float(value * p + 1 - p)
+    half = stats.norm.isf(TAIL) * np.sqrt(variance) / (value * (1 - value))
+    middle = special.logit(value)
+    return value, float(special.expit(middle - half)), float(special.expit(middle + half))
+
+
+def delong_paired(
+    score_a: ArrayLike, score_b: ArrayLike, is_member: ArrayLike
+) -> tuple[float, float]:
+    """AUC of a minus AUC of b on the same records, and the two-sided p-value of no difference.
+
+    With variance 0 and a difference, all disjoint pairs favour the same attack and the sign test
+    on them gives p = 2^(1-n). The p-value is NaN if a group has only one record.
+
+    Source: DeLong et al. 1988, equation 5 with the contrast (1, -1).
+    """
+    in_a, out_a = _placements(*checked(score_a, is_member))
+    in_b, out_b = _placements(*checked(score_b, is_member))
+    difference = float(in_a.mean() - in_b.mean())
+    variance = _variance(in_a - in_b, out_a - out_b)
+    if variance == 0:
+        return difference, 1.0 if difference == 0 else 2.0 ** (1 - min(len(in_a), len(out_a)))
+    return difference, float(2 * stats.norm.sf(abs(difference) / np.sqrt(variance)))
+
+
+def bca_bootstrap(
+    statistic: Callable[..., float],
+    arrays: Sequence[NDArray[Any]],
+    strata: NDArray[Any] | None = None,
+    *,
+    seed: int,
+    resamples: int = 2000,
+    clusters: NDArray[Any] | None = None,
+) -> tuple[float, float]:
+    """95 % bias-corrected and accelerated interval of `statistic(*arrays)`.
+
+    Args:
+        statistic: called with the arrays' resampled rows; must not return NaN.
+        arrays: each [N, ...].
+        strata: [N], resampled apart (membership); one stratum if absent.
+        seed: of the resampling.
+        resamples: number of bootstrap samples.
+        clusters: [N], rows that stay together (duplicate groups); each row alone if absent.
+
+    Raises:
+        ValueError: if a cluster lies in two strata, or the statistic is NaN on a resample.
+
+    Source: Efron 1987; acceleration for several samples from Davison and Hinkley 1997, section
+        5.3, with jackknife influence values, a whole cluster left out at a time.
+    """
+    num_rows = len(arrays[0])
+    strata = np.zeros(num_rows) if strata is None else np.asarray(strata)
+    clusters = np.arange(num_rows) if clusters is None else np.asarray(clusters)
+    _, code_N = np.unique(clusters, return_inverse=True)
+    order_N = np.argsort(code_N, kind="stable")
+    size_G = np.bincount(code_N)
+    start_G = np.cumsum(size_G) - size_G
+    stratum_G = strata[order_N[start_G]]
+    if (stratum_G[code_N] != strata).any():
+        row = int(np.flatnonzero(stratum_G[code_N] != strata)[0])
+        raise ValueError(
+            f"cluster {clusters[row]} lies in two strata; members and non-members may share no "
+            "duplicate group"
+        )
+
+    def value(chosen: NDArray[np.intp]) -> float:
+        size = size_G[chosen]
+        shift = np.repeat(start_G[chosen] - (np.cumsum(size) - size), size)
+        rows = order_N[shift + np.arange(size.sum())]
+        return float(statistic(*(array[rows] for array in arrays)))
+
+    groups = [np.flatnonzero(stratum_G == stratum) for stratum in np.unique(stratum_G)]
+    everything = np.arange(len(size_G))
+    observed = value(everything)
+    rng = np.random.default_rng(seed)
+    drawn = np.array(
+        [
+            value(
+                np.concatenate(
+                    [group[rng.integers(len(group), size=len(group))] for group in groups]
+                )
+            )
+            for _ in range(resamples)
+        ]
+    )
+    if np.isnan(drawn).any() or np.isnan(observed):
+        raise ValueError(
+            f"the statistic was NaN on {np.isnan(drawn).sum()} of {resamples} resamples; "
+            "it must be defined on every one"
+        )
+    squares, cubes = 0.0, 0.0
+    for group in (group for group in groups if len(group) > 1):
+        left_out = np.array([value(np.delete(everything, g)) for g in group])
+        influence = (left_out.mean() - left_out) * (len(group) - 1) / len(group)
+        squares, cubes = squares + np.sum(influence**2), cubes + np.sum(influence**3)
+    acceleration = cubes / (6 * squares**1.5) if squares > 0 else 0.0
+    below = np.mean(drawn < observed) + np.mean(drawn == observed) / 2
+    bias = stats.norm.ppf(np.clip(below, 0.5 / resamples, 1 - 0.5 / resamples))
+    z = bias + stats.norm.ppf([TAIL, 1 - TAIL])
+    low, high = np.quantile(drawn, stats.norm.cdf(bias + z / (1 - acceleration * z)))
+    return float(low), float(high)
+
+
+def seed_interval(values: ArrayLike) -> tuple[float, float, float]:
+    """Mean over seeds with its 95 % t-interval; the limits are NaN for one seed."""
+    values_S = np.asarray(values, dtype=np.float64)
+    mean = float(values_S.mean())
+    if values_S.size < 2:
+        return mean, float("nan"), float("nan")
+    error = values_S.std(ddof=1) / np.sqrt(values_S.size)
+    half = float(stats.t.isf(TAIL, values_S.size - 1) * error)
+    return mean, mean - half, mean + half
+
+
+def equivalent(values: ArrayLike, margin: float = 0.015, *, centre: float = 0.5) -> float:
+    """p-value of two one-sided t-tests that the mean over seeds is within `margin` of `centre`.
+
+    Small means "shown to be close". NaN for one seed; with no spread at all 0 inside, 1 outside.
+
+    Source: Schuirmann 1987; the margin from methods.md section 8.6.
+    """
+    values_S = np.asarray(values, dtype=np.float64)
+    if values_S.size < 2:
+        return float("nan")
+    error = values_S.std(ddof=1) / np.sqrt(values_S.size)
+    room = margin - abs(float(values_S.mean()) - centre)  # the nearer limit has the larger p
+    if error == 0:
+        return 0.0 if room > 0 else 1.0
+    return float(stats.t.sf(room / error, values_S.size - 1))
+
+
+def max_null_band(
+    scores: Sequence[NDArray[Any]],
+    decisions: Sequence[NDArray[Any]],
+    is_member: Sequence[NDArray[Any]],
+    *,
+    seed: int,
+    permutations: int = 2000,
+    quantile: float = 0.995,
+) -> NullBand:
+    """Is the largest of A attacks larger than chance makes the largest of A attacks?
+
+    Scores and thresholds stay fixed while membership is permuted within each seed, the same
+    permutation for all attacks, so their dependence is kept. The statistic is the maximum over
+    attacks of (mean over seeds - 1/2) / (its permutation standard deviation), for balanced
+    accuracy and for AUC. An attack without permutation variance (constant) contributes 0.
+
+    Args:
+        scores: per seed, signed scores [A, N_s]; attacks in the same order for every seed.
+        decisions: per seed, bool [A, N_s], True for "member".
+        is_member: per seed, bool [N_s].
+        seed: of the permutations.
+        permutations: how many.
+        quantile: of the permutation distribution that is the band.
+
+    Raises:
+        ValueError: if there is no seed or shapes disagree.
+
+    Source: methods.md section 8.6; Westfall and Young 1993 for the maximum over dependent tests.
+    """
+    if not scores or not len(scores) == len(decisions) == len(is_member):
+        raise ValueError(
+            f"{len(scores)} seeds of scores, {len(decisions)} of decisions and {len(is_member)} of "
+            "membership; there must be equally many, at least one"
+        )
+    rng = np.random.default_rng(seed)
+    num_attacks = len(scores[0])
+    observed = np.zeros((2, num_attacks))
+    permuted = np.zeros((2, num_attacks, permutations))
+    for score_AN, decision_AN, member in zip(scores, decisions, is_member, strict=True):
+        if not score_AN.shape == decision_AN.shape == (num_attacks, len(member)):
+            raise ValueError(
+                f"scores {score_AN.shape} and decisions {decision_AN.shape} of a seed must both "
+                f"be [{num_attacks}, {len(member)}]: attacks of the first seed, records of this one"
+            )
+        member_N = np.stack([checked(row, member)[1] for row in score_AN])[0]
+        # Advantage over 1/2 is linear in membership, for both metrics. The weights are whole or
+        # half numbers: sums are exact, so a constant attack comes out as exactly 0.
+        num_rows, num_in = member_N.size, int(member_N.sum())
+        rank_AN = stats.rankdata(score_AN, axis=1) - (num_rows + 1) / 2
+        called_AN = decision_AN.astype(bool).astype(np.float64)
+        weight_BN = np.concatenate([called_AN * num_rows, rank_AN])
+        centre_B = np.concatenate([called_AN.sum(axis=1) * num_in, np.zeros(num_attacks)])
+        unit_B = np.repeat([2.0, 1.0], num_attacks) * num_in * (num_rows - num_in) * len(scores)
+
+        def advantage(
+            member_NP: Floats,
+            weight: Floats = weight_BN,
+            centre: Floats = centre_B,
+            unit: Floats = unit_B,
+        ) -> Floats:
+            excess_BP = (weight @ member_NP - centre[:, None]) / unit[:, None]
+            return np.asarray(excess_BP.reshape(2, num_attacks, -1))
+
+        observed += advantage(member_N.astype(np.float64)[:, None])[..., 0]
+        step = max(1, CHUNK_BYTES // (8 * num_rows))
+        for first in range(0, permutations, step):
+            count = min(step, permutations - first)
+            shuffled_PN = rng.permuted(np.tile(member_N, (count, 1)), axis=1)
+            permuted[..., first : first + count] += advantage(shuffled_PN.T.astype(np.float64))
+    spread = permuted.std(axis=2)
+    scale = np.where(spread > 0, spread, np.inf)
+    observed = observed / scale
+    largest = (permuted / scale[..., None]).max(axis=1)
+    # "higher": one of the permutations, so that at most 1 - quantile of them lie above the band.
+    band = np.quantile(largest, quantile, axis=1, method="higher")
+    return NullBand(
+        band_accuracy=float(band[0]),
+        band_auc=float(band[1]),
+        observed_accuracy=float(observed[0].max()),
+        observed_auc=float(observed[1].max()),
+        worst_accuracy=int(observed[0].argmax()),
+        worst_auc=int(observed[1].argmax()),
+        inside=bool((observed.max(axis=1) <= band).all()),
+    )

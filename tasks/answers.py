@@ -1,0 +1,149 @@
+"""Task: what the service answers for every record, computed once."""
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defenses.base import Defense
+from storage.artifacts import Draft
+from tasks.base import Task
+from tasks.fit_defense import FitDefense
+from tasks.noise import NoisePolicy
+from tasks.plugins import plugin_name
+from tasks.service import Service, Stored, TrainedView, digests
+from tasks.train_target import TrainTarget
+from tasks.worker import Bench
+
+__all__ = ["Answers"]
+
+
+@dataclass(frozen=True, eq=False)
+class Answers(Task):
+    """The released confidences of all records of the split (the first draw of each).
+
+    Attributes:
+        source: the classifier, or the outermost output defense around it.
+        noise: the noise policy of that defense.
+    """
+
+    VERSION: ClassVar[int] = 1
+    SECONDS: ClassVar[float] = 0.5
+
+    source: TrainTarget | FitDefense
+    noise: NoisePolicy = "deterministic"
+
+    @property
+    def dataset(self) -> str:
+        """The name of the dataset."""
+        return self.source.dataset
+
+    @property
+    def name(self) -> str:
+        """The outermost defense, or the architecture."""
+        return self.source.name
+
+    @property
+    def target(self) -> TrainTarget:
+        """The classifier at the root of the chain."""
+        return self.source if isinstance(self.source, TrainTarget) else self.source.target
+
+    @property
+    def stages(self) -> "tuple[Answers, ...]":
+        """The answers after each output defense, innermost first; empty without any."""
+        if isinstance(self.source, TrainTarget):
+            return ()
+        return (*self.source.answers.stages, self)
+
+    @property
+    def undefended(self) -> "Answers":
+        """The answers of the classifier itself."""
+        return self if isinstance(self.source, TrainTarget) else self.source.answers.undefended
+
+    @property
+    def defenses(self) -> tuple[Defense, ...]:
+        """The defenses of the chain: a training defense first, then outward."""
+        trained = self.target.defense
+        fitted = [s.source.defense for s in self.stages if isinstance(s.source, FitDefense)]
+        return (*([trained] if trained is not None else []), *fitted)
+
+    def columns(self) -> dict[str, Any]:
+        """The columns of a table row that say which service it is about."""
+        target = self.target
+        named = [(plugin_name(defense), defense) for defense in self.defenses]
+        params = [{"name": name, **plugin.model_dump(mode="json")} for name, plugin in named]
+        drawn = [
+            stage.noise
+            for stage in self.stages
+            if isinstance(stage.source, FitDefense) and stage.source.defense.NOISE
+        ]
+        return {
+            "dataset": self.dataset,
+            "dataset_hash": target.split.data.content_hash,
+            "seed": target.seed,
+            "architecture": target.architecture.name,
+            "defense": "+".join(name for name, _ in named) or "none",
+            "defense_params": json.dumps(params, sort_keys=True),
+            "noise_policy": "+".join(dict.fromkeys(drawn)) or "none",
+        }
+
+    def diagnosis(self, bench: Bench) -> dict[str, Any]:
+        """What the output defenses logged about their fits; the outermost wins."""
+        found: dict[str, Any] = {}
+        for stage in self.stages:
+            found |= bench.open(stage.source).facts("metrics")
+        return found
+
+    def run(self, bench: Bench, draft: Draft) -> None:
+        """Write one confidence vector a record."""
+        split = bench.split(self.target.split)
+        rows = np.sort(np.concatenate([r for n, r in split.roles().items() if n != "population"]))
+        x = bench.dataset(self.target.split.data).x(rows)
+        draws = np.zeros(len(rows), dtype=np.int64)
+        confidence = self.source.stage(bench, self.noise).compute(x, draws)
+        _check(confidence, self.name)
+        draft.table("answers", {"record": rows, "confidence": confidence})
+
+    def confidence(self, bench: Bench) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Rows [M] in increasing order, and their released confidences [M, C]."""
+
+        def read() -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+            table = bench.open(self).table("answers")
+            return table["record"], table["confidence"]
+
+        return bench.keep(("answers", self.key), read)
+
+    def of(self, rows: NDArray[np.int64], bench: Bench) -> NDArray[np.float64]:
+        """Released confidences [n, C] of dataset rows [n]."""
+        record, confidence = self.confidence(bench)
+        return confidence[np.searchsorted(record, rows)]
+
+    def service(self, bench: Bench) -> Service:
+        """The deployed service; what this artifact holds is not computed again."""
+
+        def stored() -> Stored:
+            record, confidence = self.confidence(bench)
+            data = self.target.split.data
+            content = bench.keep(
+                ("digests", self.target.split.key),
+                lambda: digests(bench.dataset(data).x(record)),
+            )
+            return Stored(confidence, {digest: i for i, digest in enumerate(content)})
+
+        def make() -> Service:
+            return Service(self.source.stage(bench, self.noise), stored)
+
+        return bench.keep(("service", self.key), make)
+
+    def trained(self, bench: Bench) -> TrainedView:
+        """The defended copy as the attack that asked for it sees it."""
+        return replace(self.source.trained(bench), service=lambda: self.service(bench))
+
+
+def _check(confidence: NDArray[Any], name: str) -> None:
+    bad = ~np.isfinite(confidence).all(axis=1)
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise ValueError(f"'{name}' answered row {row} with {confidence[row]}, not finite numbers")

@@ -1,0 +1,181 @@
+"""A task is frozen data; its key is a hash of what it would compute."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from storage.artifacts import Artifact, Draft
+from storage.datasets import Source
+
+if TYPE_CHECKING:
+    from tasks.worker import Bench
+
+__all__ = ["Data", "Rows", "Task", "random_generator", "stream"]
+
+
+def stream(root: int, name: str, index: int = 0) -> int:
+    """A seed for one purpose, independent of every other name and index.
+
+    Args:
+        root: the root seed of the experiment.
+        name: the purpose, such as "target.init" (methods.md section 0.4).
+        index: a counter within the purpose.
+
+    Returns:
+        An integer in [0, 2**63), which torch and numpy both take.
+    """
+    digest = hashlib.sha256(f"{root}/{name}/{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def random_generator(root: int, name: str, index: int = 0) -> np.random.Generator:
+    """A numpy generator on the stream `name` of `root`."""
+    return np.random.default_rng(stream(root, name, index))
+
+
+class Rows:
+    """Row numbers of a dataset inside a task: hashed once, compared by content."""
+
+    def __init__(self, rows: NDArray[np.int64]) -> None:
+        self.array = np.ascontiguousarray(rows, dtype=np.int64)
+        self.array.setflags(write=False)
+        self.digest = hashlib.sha256(self.array.tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rows) and other.digest == self.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset as a task names it: where it is found, and the hash of what must be found there."""
+
+    source: Source
+    content_hash: str
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+
+def canonical(value: Any) -> Any:
+    """`value` as JSON in one way only.
+
+    Live fields are walked rather than dumped: a dump drops the fields of a subclass that stands
+    behind a base-typed field, and two temperatures would share a key.
+
+    Raises:
+        TypeError: for a type with no canonical form; nothing is ever hashed by its repr.
+        ValueError: for NaN and infinities.
+    """
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            if not math.isfinite(value):
+                raise ValueError(f"a task field holds {value}; only finite numbers have a key")
+            return value
+        case Task():
+            return {"task": value.key}
+        case Rows():
+            return {"rows": value.digest, "count": len(value)}
+        case Data():
+            return {"dataset": value.name, "content": value.content_hash}
+        case BaseModel():
+            version = getattr(type(value), "VERSION", None)
+            if version is None:
+                raise TypeError(f"{type(value).__name__} has no VERSION, so it cannot have a key")
+            named = {name: canonical(getattr(value, name)) for name in type(value).model_fields}
+            return {"type": _tag(value), "version": version, "fields": named}
+        case tuple() | list():
+            return [canonical(item) for item in value]
+        case Mapping():
+            return {str(name): canonical(item) for name, item in value.items()}
+        case _:
+            raise TypeError(f"a task field of type {type(value).__name__} has no canonical form")
+
+
+def _tag(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Work as a value. Subclasses are frozen dataclasses whose fields decide the result.
+
+    What may change where it runs (device, workers, paths) is never a field.
+
+    Class variables:
+        VERSION: bump when the same fields would give other numbers.
+        SECONDS: a first guess of its duration, used until this store has measured some.
+    """
+
+    VERSION: ClassVar[int]
+    SECONDS: ClassVar[float] = 1.0
+
+    seed: int
+
+    @property
+    def kind(self) -> str:
+        """The type of work, as tables and progress name it."""
+        return type(self).__name__
+
+    @property
+    def name(self) -> str:
+        """What tells it from others of its kind, for people."""
+        return ""
+
+    @property
+    def dataset(self) -> str:
+        """The name of the dataset it works on."""
+        raise TypeError(f"{self.kind} names no dataset")
+
+    @cached_property
+    def description(self) -> str:
+        """The text that is hashed: canonical JSON of type, version, fields and inputs' keys."""
+        named = {f.name: canonical(getattr(self, f.name)) for f in fields(self)}
+        content = {"kind": self.kind, "version": self.VERSION, "fields": named}
+        return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of the description, 64 hexadecimal digits."""
+        return hashlib.sha256(self.description.encode()).hexdigest()
+
+    @cached_property
+    def inputs(self) -> "tuple[Task, ...]":
+        """The tasks among the fields, each once, in field order."""
+        found: dict[str, Task] = {}
+        for field in fields(self):
+            for task in _tasks_in(getattr(self, field.name)):
+                found.setdefault(task.key, task)
+        return tuple(found.values())
+
+    def run(self, bench: "Bench", draft: Draft) -> None:
+        """Compute, and write the results into `draft`."""
+        raise TypeError(f"{self.kind} defines no run()")
+
+    def rows(self, artifact: Artifact) -> dict[str, list[dict[str, Any]]]:
+        """The table rows a finished artifact holds, by table."""
+        return {}
+
+
+def _tasks_in(value: Any) -> Iterator[Task]:
+    if isinstance(value, Task):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tasks_in(item)

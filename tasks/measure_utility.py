@@ -1,0 +1,148 @@
+"""Task: what a defense costs: accuracy, distortion, time."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, ClassVar
+
+import numpy as np
+
+from storage.artifacts import Artifact, Draft
+from tasks import metrics
+from tasks.answers import Answers
+from tasks.base import Task
+from tasks.fit_defense import FitDefense
+from tasks.service import Service
+from tasks.worker import Bench
+
+__all__ = ["MeasureUtility"]
+
+_WARM_UPS, _REPEATS = 3, 5
+_SMALL, _LARGE = 1, 256
+_DIAGNOSED = (
+    "kl_mean",
+    "variance_ratio",
+    "noise_variance_ratio",
+    "info_r2",
+    "swap_rate_members",
+    "swap_rate_reference",
+    "swap_rate_outside",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class MeasureUtility(Task):
+    """The utility row of one deployed service.
+
+    Attributes:
+        answers: the deployed service.
+        baseline: the answers of the undefended target of the same split and seed.
+    """
+
+    VERSION: ClassVar[int] = 1
+    SECONDS: ClassVar[float] = 1.0
+
+    answers: Answers
+    baseline: Answers
+
+    @property
+    def dataset(self) -> str:
+        """The name of the dataset."""
+        return self.answers.dataset
+
+    @property
+    def name(self) -> str:
+        """The outermost defense, or the architecture."""
+        return self.answers.name
+
+    def run(self, bench: Bench, draft: Draft) -> None:
+        """Compare released with undefended answers on D1 and D3, and time both services."""
+        target = self.answers.target
+        dataset, split = bench.dataset(target.split.data), bench.split(target.split)
+        facts: dict[str, Any] = {}
+        released = {}
+        for role, rows in (("members", split.members), ("nonmembers", split.nonmembers)):
+            p_NC, c_NC = self.answers.of(rows, bench), self.baseline.of(rows, bench)
+            y = dataset.y[rows]
+            released[role] = (p_NC, y)
+            facts[f"accuracy_{role}"] = np.mean(p_NC.argmax(axis=1) == y)
+            facts[f"baseline_accuracy_{role}"] = np.mean(c_NC.argmax(axis=1) == y)
+            changed = p_NC.argmax(axis=1) != c_NC.argmax(axis=1)
+            facts[f"label_change_rate_{role}"] = changed.mean()
+            distortion = metrics.l1(c_NC, p_NC)
+            facts[f"l1_distortion_{role}"] = distortion.mean()
+            if role == "nonmembers":
+                facts["l1_distortion_p95"] = np.quantile(distortion, 0.95)
+        p_NC, y = released["nonmembers"]
+        correct = int((p_NC.argmax(axis=1) == y).sum())
+        low, high = metrics.clopper_pearson(correct, len(y))
+        facts |= {
+            "train_accuracy": facts.pop("accuracy_members"),
+            "test_accuracy": facts.pop("accuracy_nonmembers"),
+            "test_accuracy_low": float(low),
+            "test_accuracy_high": float(high),
+            "ece": metrics.ece(p_NC, y),
+        }
+        facts["test_accuracy_drop"] = (
+            facts.pop("baseline_accuracy_nonmembers") - facts["test_accuracy"]
+        )
+        facts.pop("baseline_accuracy_members")
+        for column in ("l1_distortion", "label_change_rate"):
+            facts[column] = facts[f"{column}_nonmembers"]
+        diagnosis = self.answers.diagnosis(bench)
+        facts |= {name: diagnosis.get(name) for name in _DIAGNOSED}
+        facts["swap_rate"] = diagnosis.get("swap_rate")
+        facts["extra_bytes"] = int(diagnosis.get("extra_bytes", 0))
+        draft.facts("metrics", facts)
+        draft.facts("timing", self._timing(bench, dataset.x(split.nonmembers[:_LARGE])))
+
+    def _timing(self, bench: Bench, x: Any) -> dict[str, float]:
+        """Fit and query seconds, and their ratios to the undefended target's (section 8.5)."""
+        fit_s = sum(self._fit_seconds(bench))
+        baseline_s = bench.open(self.baseline.target).facts("metrics")["train_s"]
+        service, plain = self.answers.service(bench), self.baseline.service(bench)
+        small, large = x[:_SMALL], x
+        query_s, plain_s = _seconds(service, large), _seconds(plain, large)
+        return {
+            "fit_s": fit_s,
+            "fit_ratio": fit_s / max(baseline_s, 1e-9),
+            "query_s": query_s,
+            "query_ratio": query_s / max(plain_s, 1e-9),
+            "query_ratio_1": _seconds(service, small) / max(_seconds(plain, small), 1e-9),
+        }
+
+    def _fit_seconds(self, bench: Bench) -> Iterator[float]:
+        """Seconds of everything the defenses add, the trainings they asked for included."""
+        target = self.answers.target
+        if target.defense is not None:
+            yield bench.open(target).facts("metrics")["train_s"]
+        for stage in self.answers.stages:
+            if isinstance(stage.source, FitDefense):
+                for task in (stage.source, *stage.source.trainings):
+                    facts = bench.open(task).facts("metrics")
+                    yield facts.get("fit_s", facts.get("train_s", 0.0))
+
+    def rows(self, artifact: Artifact) -> dict[str, list[dict[str, Any]]]:
+        """The utility row."""
+        facts, measured = artifact.facts("metrics"), artifact.facts("measured")
+        row = {
+            **self.answers.columns(),
+            **{name: value for name, value in facts.items() if name != "swap_rate"},
+            **artifact.facts("timing"),
+            **{name: measured[name] for name in ("duration_s", "device", "worker", "created_at")},
+            "task_key": self.key,
+        }
+        return {"utility": [row]}
+
+
+def _seconds(service: Service, x: Any) -> float:
+    """Median seconds of one answer to the batch `x`, computed afresh."""
+    for _ in range(_WARM_UPS):
+        service.afresh(x)
+    timed = []
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        service.afresh(x)
+        timed.append(time.perf_counter() - started)
+    return median(timed)

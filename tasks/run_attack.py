@@ -1,0 +1,252 @@
+"""Task: one attack on one deployed service."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attacks.base import Attack, Known
+from storage import splits
+from storage.artifacts import Artifact, Draft
+from storage.datasets import Dataset
+from tasks import metrics
+from tasks.answers import Answers
+from tasks.base import Task, random_generator, stream
+from tasks.plugins import plugin_name
+from tasks.service import Query
+from tasks.split import rows_seen
+from tasks.worker import Bench
+
+__all__ = ["RunAttack", "known_rows"]
+
+GAP_MARGIN = 0.015  # an attack that sees y and the label contains the gap attack, less noise
+COLLAPSED = 0.02  # within-label variance ratio below which a reformer is a prototype
+
+
+@dataclass(frozen=True, eq=False)
+class Knowledge:
+    """`attacks.base.Knowledge`, as the threat model and the split grant it."""
+
+    fit: Known
+    cal: Known
+    query: Query
+    num_classes: int
+    trained: tuple[Any, ...]
+    rows: NDArray[np.int64]
+    dataset: Dataset = field(repr=False)
+    device: str
+
+    def x_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Records and labels of rows the attacker holds.
+
+        Raises:
+            PermissionError: if some row is not the attacker's.
+        """
+        foreign = np.setdiff1d(rows, self.rows)
+        if len(foreign):
+            raise PermissionError(
+                f"the attacker does not hold rows {foreign[:3].tolist()} ({len(foreign)} in all)"
+            )
+        return self.dataset.x(rows), self.dataset.y[rows]
+
+
+@dataclass(frozen=True, eq=False)
+class RunAttack(Task):
+    """Scores of the judged records, and what they amount to.
+
+    Attributes:
+        answers: the deployed service.
+        attack: the plugin.
+        judge: who is called a member: the members, the reference set (PURIFIER's Table 7), or
+            fresh records that trained nothing (the null of methods.md section 2.5).
+        fit_on: whether the attacker fits on what the service returns, or on clean answers.
+        adaptive: whether the attacker's own models carry the deployed defense.
+        trainings: what the plugin's `trainings` asked for.
+    """
+
+    VERSION: ClassVar[int] = 1
+    SECONDS: ClassVar[float] = 4.0
+
+    answers: Answers
+    attack: Attack
+    judge: Literal["members", "reference", "untrained"] = "members"
+    fit_on: Literal["defended", "clean"] = "defended"
+    adaptive: bool = False
+    trainings: tuple[Task, ...] = ()
+
+    @property
+    def dataset(self) -> str:
+        """The name of the dataset."""
+        return self.answers.dataset
+
+    @property
+    def name(self) -> str:
+        """The plugin."""
+        return plugin_name(self.attack)
+
+    def run(self, bench: Bench, draft: Draft) -> None:
+        """Attack, calibrate on the calibration part, then join membership and judge."""
+        target = self.answers.target
+        dataset, split = bench.dataset(target.split.data), bench.split(target.split)
+        fit_rows, fit_member, cal_rows, cal_member = split.known(self.judge)
+        judged_rows, judged_member = split.judged(self.judge)
+
+        # Calibration records are scored among the judged ones, in an order that tells nothing:
+        # the attack treats them alike, and their scores give threshold and sign.
+        both = np.concatenate([cal_rows, judged_rows])
+        order = random_generator(self.seed, "attack.order").permutation(len(both))
+        query = Query(self.answers.service(bench), self.attack.ACCESS)
+        fitted_on = self.answers if self.fit_on == "defended" else self.answers.undefended
+        known = Knowledge(
+            fit=Known(dataset.x(fit_rows), dataset.y[fit_rows], fit_member),
+            cal=Known(dataset.x(cal_rows), dataset.y[cal_rows], cal_member),
+            query=Query(fitted_on.service(bench), self.attack.ACCESS),
+            num_classes=dataset.num_classes,
+            trained=tuple(task.trained(bench) for task in self.trainings),
+            rows=known_rows(split, self.judge),
+            dataset=dataset,
+            device=bench.device,
+        )
+        shuffled = self.attack.score(
+            query,
+            known,
+            dataset.x(both[order]),
+            dataset.y[both[order]],
+            seed=stream(self.seed, f"attack.fit/{self.name}"),
+        )
+        score = self._checked(shuffled, len(both))[np.argsort(order)]
+        cal_score, judged_score = score[: len(cal_rows)], score[len(cal_rows) :]
+
+        calibration = metrics.calibrate(cal_score, cal_member, self.attack.THRESHOLD)
+        figures = metrics.attack_metrics(judged_score, judged_member, calibration)
+        flags = [*figures.pop("flags"), *self._flags(bench, figures, judged_rows, judged_member)]
+        for violation in self._violations(
+            bench, dataset, split, (fit_rows, cal_rows, judged_rows), judged_member
+        ):
+            if violation.fatal:
+                raise RuntimeError(
+                    f"the evaluation would leak, so it is not reported: {violation.name}: "
+                    f"{violation.message}"
+                )
+            flags.append(violation.name.lower())
+        draft.table(
+            "scores",
+            {
+                "record": judged_rows,
+                "is_member": judged_member,
+                "score": calibration.sign * judged_score,
+                "decision": metrics.decisions(judged_score, calibration),
+            },
+        )
+        draft.table(
+            "rows",
+            {
+                "role": np.repeat(
+                    ["fit", "cal", "judged"], [len(fit_rows), len(cal_rows), len(judged_rows)]
+                ),
+                "row": np.concatenate([fit_rows, cal_rows, judged_rows]),
+            },
+        )
+        draft.facts(
+            "metrics",
+            {
+                **figures,
+                "flags": sorted(set(flags)),
+                "num_queries": query.num_queries / len(both),
+                "threshold": calibration.threshold,
+                "sign": calibration.sign,
+            },
+        )
+
+    def _checked(self, score: NDArray[Any], num: int) -> NDArray[np.float64]:
+        if score.shape != (num,) or not np.isfinite(score).all():
+            raise ValueError(
+                f"attack '{self.name}' must return {num} finite scores, it returned shape "
+                f"{list(score.shape)} with {int((~np.isfinite(score)).sum())} not finite"
+            )
+        return score.astype(np.float64)
+
+    def _flags(
+        self,
+        bench: Bench,
+        figures: dict[str, Any],
+        rows: NDArray[np.int64],
+        is_member: NDArray[np.bool_],
+    ) -> list[str]:
+        flags = []
+        ignorant = self.fit_on == "clean" or (bool(self.trainings) and not self.adaptive)
+        if ignorant and self.answers.defenses:
+            flags.append("non_adaptive")
+        ratio = self.answers.diagnosis(bench).get("variance_ratio")
+        if ratio is not None and ratio < COLLAPSED:
+            flags.append("collapsed")
+        if self.attack.CONTAINS_GAP:
+            y = bench.dataset(self.answers.target.split.data).y[rows]
+            correct = self.answers.of(rows, bench).argmax(axis=1) == y
+            gap = 0.5 + (correct[is_member].mean() - correct[~is_member].mean()) / 2
+            if figures["attack_accuracy"] < gap - GAP_MARGIN:
+                flags.append("invalid")
+        return flags
+
+    def _violations(
+        self,
+        bench: Bench,
+        dataset: Dataset,
+        split: splits.Split,
+        lists: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+        is_member: NDArray[np.bool_],
+    ) -> list[splits.Violation]:
+        """The invariants of methods.md section 2.3, on the index lists the stages logged."""
+        target = self.answers.target
+        seen = [rows_seen(bench.open(stage.source)) for stage in self.answers.stages]
+        if target.defense is not None:
+            seen.append(rows_seen(bench.open(target)))
+        used = [rows for stage in seen for rows in stage.values()]
+        fit_rows, cal_rows, judged_rows = lists
+        return splits.check_invariants(
+            split=split,
+            groups=dataset.groups,
+            y=dataset.y,
+            target_rows=rows_seen(bench.open(target))["members"],
+            defense_rows=np.unique(np.concatenate(used)) if used else np.empty(0, dtype=np.int64),
+            fit_rows=fit_rows,
+            cal_rows=cal_rows,
+            judged_rows=judged_rows,
+            judged_is_member=is_member,
+            judge=self.judge,
+        )
+
+    def rows(self, artifact: Artifact) -> dict[str, list[dict[str, Any]]]:
+        """The result row, and a score row a judged record."""
+        figures = artifact.facts("metrics")
+        measured = artifact.facts("measured")
+        columns = {k: v for k, v in figures.items() if k not in ("threshold", "sign")}
+        result = {
+            **self.answers.columns(),
+            "attack": self.name,
+            "attack_params": json.dumps(self.attack.model_dump(mode="json"), sort_keys=True),
+            "threat_model": self.attack.THREAT_MODEL,
+            "adaptive": self.adaptive,
+            "judge": self.judge,
+            **columns,
+            **{name: measured[name] for name in ("duration_s", "device", "worker", "created_at")},
+            "task_key": self.key,
+        }
+        scores = artifact.table("scores")
+        names = ("record", "is_member", "score", "decision")
+        listed = zip(*(scores[name].tolist() for name in names), strict=True)
+        return {
+            "results": [result],
+            "scores": [
+                {"task_key": self.key, **dict(zip(names, row, strict=True))} for row in listed
+            ],
+        }
+
+
+def known_rows(split: splits.Split, judge: str) -> NDArray[np.int64]:
+    """Every row the attacker holds, fit and calibration parts pooled, in an order of their own."""
+    fit_rows, _, cal_rows, _ = split.known(judge)
+    return np.sort(np.concatenate([fit_rows, cal_rows]))
+

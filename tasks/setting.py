@@ -1,0 +1,86 @@
+"""What a defender may use (`defenses.base.Setting`): D1, D2 and the model, never D3."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defenses.base import Records, Reference
+from storage.datasets import Dataset
+from tasks import training
+from tasks.architectures import Architecture, with_recipe
+
+__all__ = ["DefenderSetting", "make_setting"]
+
+
+@dataclass(frozen=True, eq=False)
+class DefenderSetting:
+    """The defender's view; attributes as in `defenses.base.Setting`."""
+
+    members: Records
+    reference: Reference
+    num_classes: int
+    answer: Callable[[NDArray[Any]], NDArray[np.float64]]
+    trained: tuple[Any, ...]
+    train: Callable[..., dict[str, NDArray[Any]]]
+    device: str
+
+
+def make_setting(
+    dataset: Dataset,
+    *,
+    member_rows: NDArray[np.int64],
+    reference_rows: tuple[NDArray[np.int64], NDArray[np.int64]],
+    architecture: Architecture,
+    seed: int,
+    device: str,
+    trained: tuple[Any, ...] = (),
+    answer: Callable[[NDArray[Any]], NDArray[np.float64]] | None = None,
+    losses: list[NDArray[np.float64]] | None = None,
+) -> DefenderSetting:
+    """The setting of one defense.
+
+    Args:
+        dataset: where rows become records.
+        member_rows: D1.
+        reference_rows: D2 as (fit, val).
+        architecture: of the model being defended; `train` uses its recipe.
+        seed: default seed of `train`.
+        device: of torch.
+        trained: what the defense's `trainings` gave.
+        answer: the model's answers; None while it is not trained yet.
+        losses: filled with the loss history of every `train` call.
+    """
+    fit, val = reference_rows
+    both = np.concatenate([fit, val])
+    x, y = dataset.x(both), dataset.y[both]
+    cut = len(fit)
+
+    def train(records: Records, *, seed: int = seed, **overrides: Any) -> dict[str, NDArray[Any]]:
+        model = training.train(
+            with_recipe(architecture, **overrides),
+            records.x,
+            records.y,
+            num_classes=dataset.num_classes,
+            seed=seed,
+            device=device,
+        )
+        if losses is not None:
+            losses.append(model.losses)
+        return model.weights
+
+    return DefenderSetting(
+        members=Records(dataset.x(member_rows), dataset.y[member_rows]),
+        reference=Reference(x, y, fit=Records(x[:cut], y[:cut]), val=Records(x[cut:], y[cut:])),
+        num_classes=dataset.num_classes,
+        answer=_untrained if answer is None else answer,
+        trained=trained,
+        train=train,
+        device=device,
+    )
+
+
+def _untrained(x: NDArray[Any]) -> NDArray[np.float64]:
+    raise TypeError("setting.answer() is for output defenses; this model is not trained yet")

@@ -1,0 +1,122 @@
+"""Task: a trained classifier, the target or one trained like it."""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defenses.base import Defense, TrainingDefense
+from storage.artifacts import Draft
+from tasks import training
+from tasks.architectures import Architecture
+from tasks.base import Rows, Task, random_generator, stream
+from tasks.service import Custom, Model, Service, Stage, TrainedView
+from tasks.setting import make_setting
+from tasks.split import Split, write_rows_seen
+from tasks.worker import Bench
+
+__all__ = ["TrainTarget"]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainTarget(Task):
+    """A classifier trained on the split's members, or on other rows.
+
+    Attributes:
+        split: the partition of the dataset.
+        architecture: network and recipe.
+        defense: a training defense, or None.
+        rows: what it trains on; None for the members of the split.
+        reference: the defender's reference rows; None for those of the split.
+        trainings: models the training defense asked for.
+    """
+
+    VERSION: ClassVar[int] = 1
+    SECONDS: ClassVar[float] = 5.0
+
+    split: Split
+    architecture: Architecture
+    defense: Defense | None = None
+    rows: Rows | None = None
+    reference: Rows | None = None
+    trainings: tuple[Task, ...] = ()
+
+    @property
+    def dataset(self) -> str:
+        """The name of the dataset."""
+        return self.split.dataset
+
+    @property
+    def name(self) -> str:
+        """The architecture."""
+        return self.architecture.name
+
+    def member_rows(self, bench: Bench) -> NDArray[np.int64]:
+        """The rows it trains on."""
+        return bench.split(self.split).members if self.rows is None else self.rows.array
+
+    def reference_rows(self, bench: Bench) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The defender's reference rows: 80 % to fit on, 20 % to select and stop on."""
+        if self.reference is None:
+            split = bench.split(self.split)
+            return split.reference_fit, split.reference_val
+        order = random_generator(self.seed, "defense.reference").permutation(len(self.reference))
+        rows = self.reference.array[order]
+        cut = round(0.8 * len(rows))
+        return rows[:cut], rows[cut:]
+
+    def run(self, bench: Bench, draft: Draft) -> None:
+        """Write weights, the loss of each epoch, and the rows seen."""
+        losses: list[NDArray[np.float64]] = []
+        member_rows, reference_rows = self.member_rows(bench), self.reference_rows(bench)
+        setting = make_setting(
+            bench.dataset(self.split.data),
+            member_rows=member_rows,
+            reference_rows=reference_rows,
+            architecture=self.architecture,
+            seed=self.seed,
+            device=bench.device,
+            trained=tuple(task.trained(bench) for task in self.trainings),
+            losses=losses,
+        )
+        seen = {"members": member_rows}
+        started = time.perf_counter()
+        if isinstance(self.defense, TrainingDefense):
+            seen["reference"] = np.concatenate(reference_rows)
+            weights = self.defense.train(setting, seed=stream(self.seed, "defense.fit"))
+        else:
+            weights = setting.train(setting.members)
+        train_s = time.perf_counter() - started
+        draft.arrays("weights", weights)
+        history = losses[-1] if losses else np.empty(0)
+        draft.table("history", {"epoch": np.arange(1, len(history) + 1), "loss": history})
+        write_rows_seen(draft, seen)
+        draft.facts("metrics", {"train_s": train_s, "epochs": len(history)})
+
+    def stage(self, bench: Bench, noise: str = "deterministic") -> Stage:
+        """The trained classifier, to be asked. It draws nothing, whatever the noise policy."""
+        dataset = bench.dataset(self.split.data)
+        weights = bench.arrays(self, "weights")
+        confidences = getattr(self.defense, "confidences", None)
+        if confidences is not None:
+            return Custom(partial(confidences, weights, architecture=self.architecture))
+        module = bench.keep(
+            ("module", self.key),
+            lambda: training.load_module(
+                self.architecture, weights, dataset.shape, dataset.num_classes, bench.device
+            ),
+        )
+        return Model(module, bench.device)
+
+    def trained(self, bench: Bench) -> TrainedView:
+        """The classifier as the plugin that asked for it sees it."""
+        no_state: dict[str, NDArray[Any]] = {}
+        return TrainedView(
+            rows=self.member_rows(bench),
+            load_weights=lambda: bench.arrays(self, "weights"),
+            load_state=lambda: no_state,
+            service=lambda: Service(self.stage(bench)),
+        )

@@ -1,0 +1,136 @@
+"""Train a model, ask a model. The loops whose speed matters live here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from tasks.architectures import Architecture, build
+from tasks.base import stream
+
+__all__ = ["TrainedModel", "load_module", "logits", "softmax64", "train"]
+
+BATCH = 1024  # fixed: another size may move the last bits of a logit
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """Weights by name, and the mean training loss of each epoch."""
+
+    weights: dict[str, NDArray[Any]]
+    losses: NDArray[np.float64]
+
+
+def train(
+    architecture: Architecture,
+    x: NDArray[np.float32],
+    y: NDArray[np.int64],
+    *,
+    num_classes: int,
+    seed: int,
+    device: str = "cpu",
+) -> TrainedModel:
+    """Train one model to its recipe's end; no early stop on any other data.
+
+    Args:
+        architecture: the network and its recipe.
+        x: [N, ...] records.
+        y: [N] classes below `num_classes`.
+        num_classes: C.
+        seed: root of the streams target.init and target.batches.
+        device: of torch.
+
+    Raises:
+        FloatingPointError: if the loss becomes NaN or infinite.
+
+    Source: methods.md section 3.2.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(seed, "target.init"))
+        module = build(architecture, x.shape[1:], num_classes).to(device)
+        # Dropout draws from the global generator too, hence the whole loop is forked.
+        losses = _fit(module, architecture, x, y, seed=seed, device=device)
+    weights = {name: value.cpu().numpy() for name, value in module.state_dict().items()}
+    return TrainedModel(weights, np.asarray(losses))
+
+
+def _fit(
+    module: nn.Module,
+    architecture: Architecture,
+    x: NDArray[np.float32],
+    y: NDArray[np.int64],
+    *,
+    seed: int,
+    device: str,
+) -> list[float]:
+    x_ND = torch.from_numpy(x).to(device)
+    y_N = torch.from_numpy(y).to(device)
+    order = torch.Generator().manual_seed(stream(seed, "target.batches"))
+    optimizer = _optimizer(module, architecture)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(architecture.milestones))
+    criterion = nn.CrossEntropyLoss()
+    losses: list[float] = []
+    module.train()
+    for epoch in range(architecture.epochs):
+        total = torch.zeros((), device=device)
+        for batch in torch.randperm(len(y), generator=order).split(architecture.batch_size):
+            batch = batch.to(device)
+            optimizer.zero_grad(set_to_none=True)
+            loss = criterion(module(x_ND[batch]), y_N[batch])
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(batch)
+        schedule.step()
+        losses.append(float(total) / len(y))
+        if not np.isfinite(losses[-1]):
+            raise FloatingPointError(
+                f"the training loss became {losses[-1]} in epoch {epoch + 1}; "
+                f"lower learning_rate (now {architecture.learning_rate})"
+            )
+        if losses[-1] < architecture.min_loss:
+            break
+    return losses
+
+
+def _optimizer(module: nn.Module, architecture: Architecture) -> torch.optim.Optimizer:
+    rate, decay = architecture.learning_rate, architecture.weight_decay
+    if architecture.optimizer == "sgd":
+        return torch.optim.SGD(module.parameters(), lr=rate, momentum=0.9, weight_decay=decay)
+    return torch.optim.Adam(module.parameters(), lr=rate, weight_decay=decay, fused=True)
+
+
+def load_module(
+    architecture: Architecture,
+    weights: Mapping[str, NDArray[Any]],
+    shape: tuple[int, ...],
+    num_classes: int,
+    device: str = "cpu",
+) -> nn.Module:
+    """The network with these weights, ready to answer (dropout off, running statistics)."""
+    with torch.random.fork_rng(devices=[]):
+        module = build(architecture, shape, num_classes)
+    module.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    return module.to(device).eval()
+
+
+def logits(module: nn.Module, x: NDArray[np.float32], device: str = "cpu") -> NDArray[np.float32]:
+    """Logits [N, C] of records x [N, ...], asked in batches of a fixed size."""
+    with torch.inference_mode():
+        parts = [
+            module(torch.from_numpy(x[start : start + BATCH]).to(device)).cpu().numpy()
+            for start in range(0, len(x), BATCH)
+        ]
+    return np.concatenate(parts)
+
+
+def softmax64(z_NC: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Softmax in float64: 1 - p_y of a memorised member is below float32's rounding."""
+    z = z_NC.astype(np.float64)
+    z -= z.max(axis=1, keepdims=True)
+    np.exp(z, out=z)
+    z /= z.sum(axis=1, keepdims=True)
+    return z

@@ -1,0 +1,212 @@
+"""A small world to attack: real models fitted far too long, with everything that surrounds them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from attacks.base import Attack, Known, Planning
+from numpy.typing import NDArray
+from scipy.special import softmax
+from torch import nn
+
+Defend = Callable[[NDArray[Any]], NDArray[Any]]
+
+
+def keep(confidence: NDArray[Any]) -> NDArray[Any]:
+    return confidence
+
+
+class Model:
+    """A trained network; implements `Trained`."""
+
+    def __init__(
+        self, x: Any, y: Any, rows: Any, num_classes: int, seed: int, defend: Defend = keep
+    ) -> None:
+        torch.set_num_threads(1)
+        self.rows, self.state, self.defend = rows, {}, defend
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = nn.Sequential(
+                nn.Linear(x.shape[1], 128), nn.ReLU(), nn.Linear(128, num_classes)
+            )
+        optimiser = torch.optim.Adam(net.parameters(), lr=0.01)
+        inputs, labels = torch.tensor(x[rows]), torch.tensor(y[rows])
+        for _ in range(80):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(net(inputs), labels).backward()
+            optimiser.step()
+        self.weights = {name: p.detach().numpy() for name, p in net.named_parameters()}
+
+    def answer(self, x: Any) -> NDArray[Any]:
+        w = self.weights
+        hidden = np.maximum(x @ w["0.weight"].T + w["0.bias"], 0)
+        logits = hidden @ w["2.weight"].T + w["2.bias"]
+        return self.defend(softmax(logits.astype(np.float64), axis=1))
+
+
+class Service:
+    """Answers, counts, and tells labels only where only labels are allowed; a `Classifier`."""
+
+    def __init__(self, answer: Callable[[Any], Any], access: str) -> None:
+        self.answer, self.access, self.num_queries = answer, access, 0
+
+    def __call__(self, x: Any) -> NDArray[Any]:
+        self.num_queries += len(x)
+        released = self.answer(x)
+        released = released.argmax(axis=1) if self.access == "label" else released
+        released.flags.writeable = False  # answers may be shared, so nobody writes into them
+        return released
+
+
+@dataclass(frozen=True, eq=False)
+class Knowledge:
+    fit: Known
+    cal: Known
+    query: Service
+    num_classes: int
+    trained: tuple[Model, ...]
+    rows: NDArray[np.int64]
+    x_of: Callable[[Any], tuple[Any, Any]]
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """Records, a target trained on some of them, and who knows what.
+
+    `independent`: the target never saw a member, so there is nothing to find out.
+    """
+
+    num_classes: int = 8
+    per_side: int = 600
+    num_features: int = 40
+    independent: bool = False
+    seed: int = 0
+    cache: dict[Any, Model] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(self.seed)
+        n = 3 * self.per_side
+        centre = rng.normal(size=(self.num_classes, self.num_features)) * 0.3
+        y = rng.integers(self.num_classes, size=n)
+        x = (centre[y] + rng.normal(size=(n, self.num_features))).astype(np.float32)
+        shuffled = rng.permutation(n).reshape(3, self.per_side)
+        members, nonmembers, others = shuffled
+        fit, cal = int(0.4 * self.per_side), int(0.1 * self.per_side)
+        parts = {
+            name: rng.permutation(np.concatenate([members[a:b], nonmembers[a:b]]))
+            for name, a, b in (
+                ("fit", 0, fit),
+                ("cal", fit, fit + cal),
+                ("eval", fit + cal, self.per_side),
+            )
+        }
+        known_rows = rng.permutation(np.concatenate([parts["fit"], parts["cal"]]))
+        for array in (x, y, known_rows, *parts.values()):
+            array.flags.writeable = False
+        for name, value in (
+            ("x", x),
+            ("y", y),
+            ("is_member", np.isin(np.arange(n), members)),
+            ("parts", parts),
+            ("known_rows", known_rows),
+            ("trained_on", others if self.independent else members),
+        ):
+            object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)  # names set above; the type checker need not know them
+
+    def model(self, rows: Any, seed: int, defend: Defend = keep) -> Model:
+        key = (np.sort(rows).tobytes(), seed, defend)
+        if key not in self.cache:
+            self.cache[key] = Model(self.x, self.y, rows, self.num_classes, seed, defend)
+        return self.cache[key]
+
+    def outline(self, *, adaptive: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(
+            known_rows=self.known_rows,
+            labels=self.y,
+            num_classes=self.num_classes,
+            adaptive=adaptive,
+            training=lambda **asked: asked,
+        )
+
+    def known(self, part: str) -> Known:
+        rows = self.parts[part]
+        return Known(self.x[rows], self.y[rows], self.is_member[rows])
+
+    def x_of(self, rows: Any) -> tuple[Any, Any]:
+        if not np.isin(rows, self.known_rows).all():
+            raise PermissionError("rows the attacker does not hold")
+        return self.x[rows], self.y[rows]
+
+    def service(self, access: str = "score", defend: Defend = keep) -> Service:
+        return Service(self.model(self.trained_on, 1, defend).answer, access)
+
+    def knowledge(
+        self, attack: Attack, seed: int, defend: Defend = keep, *, adaptive: bool = False
+    ) -> Knowledge:
+        asked: tuple[Any, ...] = ()
+        if isinstance(attack, Planning):
+            asked = attack.trainings(self.outline(adaptive=adaptive), seed=seed)
+        trained = [
+            self.model(a["rows"], a["seed"], defend if a.get("defended") else keep) for a in asked
+        ]
+        return Knowledge(
+            fit=self.known("fit"),
+            cal=self.known("cal"),
+            query=self.service(attack.ACCESS, defend),
+            num_classes=self.num_classes,
+            trained=tuple(trained),
+            rows=self.known_rows,
+            x_of=self.x_of,
+        )
+
+    def run(
+        self, attack: Attack, seed: int = 0, defend: Defend = keep, **options: Any
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Scores of the evaluation records, and which of them are members."""
+        rows = self.parts["eval"]
+        known = self.knowledge(attack, seed, defend, **options)
+        query = self.service(attack.ACCESS, defend)
+        return attack.score(query, known, self.x[rows], self.y[rows], seed=seed), self.is_member[
+            rows
+        ]
+
+
+@pytest.fixture(scope="session")
+def world() -> World:
+    """Overfitted: members are answered much more surely than others."""
+    return World()
+
+
+@pytest.fixture(scope="session")
+def independent_world() -> World:
+    """Nothing to find: the target was trained on neither side."""
+    return World(independent=True)
+
+
+@pytest.fixture(scope="session")
+def make_world() -> Callable[..., World]:
+    return World
+
+
+@pytest.fixture(scope="session")
+def accuracy() -> Callable[[Any, Any], float]:
+    """Balanced accuracy of a decision."""
+    return lambda called, member: 0.5 * (called[member].mean() + (~called[~member]).mean())
+
+
+@pytest.fixture(scope="session")
+def onehot() -> Defend:
+    """The defense that releases the label only, as a one-hot row."""
+
+    def defend(confidence: NDArray[Any]) -> NDArray[Any]:
+        return np.eye(confidence.shape[1])[confidence.argmax(axis=1)]
+
+    return defend
