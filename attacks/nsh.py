@@ -76,8 +76,11 @@ class Nsh(Attack):
                     f"known.{part} holds {num_members} members among {len(records)} records; "
                     "nsh needs both members and non-members there"
                 )
-        net = self._train(known, seed)
-        return _log_odds(net, self._features(query(x)), y, known.device)
+        net = self._train(known, seed).double()
+        scores_N = _log_odds(net, self._features(query(x)).astype(np.float64), y, known.device)
+        # A matrix product rounds equal rows differently by their place in the batch. In double
+        # precision that is far below 1e-9, so equal answers keep equal scores and ties stay ties.
+        return np.round(scores_N, 9)
 
     def _features(self, confidence: NDArray[Any]) -> NDArray[np.float32]:
         """[N, C] what the prediction net reads; logarithms in float64, as p may be near 1."""
@@ -175,7 +178,7 @@ def _relu_layers(*sizes: int) -> nn.Sequential:
 
 @torch.no_grad()
 def _log_odds(
-    net: _Net, feature_NC: NDArray[np.float32], y: NDArray[np.int64], device: str
+    net: _Net, feature_NC: NDArray[np.floating[Any]], y: NDArray[np.int64], device: str
 ) -> NDArray[np.float64]:
     """The net's log-odds [N] for features [N, C], in pieces that fit in memory."""
     pieces = [

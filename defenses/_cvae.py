@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-__all__ = ["Recipe", "Reformer", "facts", "reform", "train_reformer"]
+__all__ = ["Recipe", "Reformer", "kl_divergence", "loaded", "reform", "tensors", "train_reformer"]
 
 _VALIDATION_DRAWS = 5
-_FACT_DRAWS = 16
 _INFERENCE_CHUNK = 4096
 
 
@@ -55,9 +54,7 @@ class Reformer(nn.Module):
     def __init__(self, num_classes: int, recipe: Recipe) -> None:
         super().__init__()
         h1, h2, h3 = recipe.hidden
-        self.encoder = nn.Sequential(
-            *_block(2 * num_classes, h1), *_block(h1, h2), *_block(h2, h3)
-        )
+        self.encoder = nn.Sequential(*_block(2 * num_classes, h1), *_block(h1, h2), *_block(h2, h3))
         self.mean = nn.Linear(h3, recipe.latent)
         # Without a KL term a free variance would shrink to nothing, and the noise with it.
         self.log_variance = None if recipe.objective == "text" else nn.Linear(h3, recipe.latent)
@@ -126,8 +123,8 @@ def train_reformer(
         amsgrad=recipe.published_init,
         fused=True,
     )
-    c_NC, label_N, condition_NC = _tensors(fit_confidence, torch.float32, device)
-    val = _tensors(val_confidence, torch.float32, device)
+    c_NC, label_N, condition_NC = tensors(fit_confidence, torch.float32, device)
+    val = tensors(val_confidence, torch.float32, device)
     val_noise = torch.randn(
         (_VALIDATION_DRAWS, len(val_confidence), recipe.latent), generator=generator
     ).to(device)
@@ -138,17 +135,19 @@ def train_reformer(
         noise_NL = torch.randn((len(c_NC), recipe.latent), generator=generator).to(device)
         epoch_data = c_NC[order_N], label_N[order_N], condition_NC[order_N], noise_NL
         for c, label, condition, noise in zip(
-            *(data.split(recipe.batch_size) for data in epoch_data), strict=True
+            *(torch.split(data, recipe.batch_size) for data in epoch_data), strict=True
         ):
             if len(c) < 2:  # batch normalisation has no variance of one record
                 continue
-            loss = _loss(model, c, label, condition, noise, recipe, batch_size=len(c))
+            latent = model.encode(c, condition)
+            loss = _loss(model, latent, c, label, condition, noise, recipe, batch_size=len(c))
             adam.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             adam.step()
         model.eval()
         with torch.no_grad():
-            losses = [_loss(model, *val, xi, recipe, recipe.batch_size) for xi in val_noise]
+            latent = model.encode(val[0], val[2])
+            losses = [_loss(model, latent, *val, xi, recipe, recipe.batch_size) for xi in val_noise]
             val_loss = float(torch.stack(losses).mean())
         if val_loss < best_loss:
             best_loss = val_loss
@@ -181,72 +180,17 @@ def reform(
     Returns:
         [N, C] float64, rows sum to 1.
     """
-    model = _loaded(confidence.shape[1], parameters, recipe)
+    model = loaded(confidence.shape[1], parameters, recipe)
     p_NC = np.empty_like(confidence, dtype=np.float64)
     with torch.no_grad():
         for start in range(0, len(confidence), _INFERENCE_CHUNK):
             rows = slice(start, start + _INFERENCE_CHUNK)
-            c, _, condition = _tensors(confidence[rows], torch.float64, "cpu")
+            c, _, condition = tensors(confidence[rows], torch.float64, "cpu")
             mean_NL, log_variance_NL = model.encode(c, condition)
             sigma_NL = torch.exp(0.5 * log_variance_NL)
             v_NL = mean_NL + sigma_NL * torch.tensor(noise[rows], dtype=torch.float64)
             p_NC[rows] = torch.softmax(model.decode(v_NL, condition), dim=1).numpy()
     return p_NC
-
-
-def facts(
-    confidence: NDArray[np.float64],
-    parameters: Mapping[str, NDArray[Any]],
-    recipe: Recipe,
-    *,
-    seed: int,
-) -> dict[str, float]:
-    """How much of a confidence, beyond its label, the reformer lets through.
-
-    Within-label numbers use labels with at least two records; without any they are NaN.
-
-    Args:
-        confidence: [N, C], of records the reformer was not fitted on.
-        parameters: as returned by `train_reformer`.
-        recipe: the one it was trained with.
-        seed: of the 16 noise draws a record.
-
-    Returns:
-        `kl_mean`: mean KL(N(mean, sigma²) || N(0, I)), nats.
-        `variance_ratio`: sum over labels of tr Cov(p | l) at the latent mean, over that of c; near
-            0 the reformer has collapsed to one vector a label.
-        `noise_variance_ratio`: the variance due to noise alone, over the same.
-        `info_r2`: adjusted R² of c's top score regressed on p, both centred within their label.
-        `label_change_rate_reference`: how often the reformed label is another one.
-    """
-    model = _loaded(confidence.shape[1], parameters, recipe)
-    with torch.no_grad():
-        c, _, condition = _tensors(confidence, torch.float64, "cpu")
-        kl_mean = float(_kl(*model.encode(c, condition)).mean())
-    rng = np.random.default_rng(seed)
-    shape = (len(confidence), recipe.latent)
-    p_NC = reform(confidence, np.zeros(shape), parameters, recipe)
-    draws_RNC = np.stack(
-        [reform(confidence, rng.normal(size=shape), parameters, recipe) for _ in range(_FACT_DRAWS)]
-    )
-    label_N = confidence.argmax(axis=1)
-    noise_variance_N = draws_RNC.var(axis=0, ddof=1).sum(axis=1)
-    centred_c, centred_p, noise_variance, variance_c, variance_p = [], [], 0.0, 0.0, 0.0
-    for label in np.flatnonzero(np.bincount(label_N) >= 2):
-        rows = label_N == label
-        variance_c += confidence[rows].var(axis=0, ddof=1).sum()
-        variance_p += p_NC[rows].var(axis=0, ddof=1).sum()
-        noise_variance += noise_variance_N[rows].mean()
-        top_N = confidence[rows, label]
-        centred_c.append(top_N - top_N.mean())
-        centred_p.append(p_NC[rows] - p_NC[rows].mean(axis=0))
-    return {
-        "kl_mean": kl_mean,
-        "variance_ratio": variance_p / variance_c if variance_c else math.nan,
-        "noise_variance_ratio": noise_variance / variance_c if variance_c else math.nan,
-        "info_r2": _adjusted_r2(centred_c, centred_p),
-        "label_change_rate_reference": float(np.mean(draws_RNC.argmax(axis=2) != label_N)),
-    }
 
 
 def _block(width_in: int, width_out: int) -> list[nn.Module]:
@@ -268,7 +212,8 @@ def _initialised(num_classes: int, recipe: Recipe, generator: torch.Generator) -
     return model
 
 
-def _loaded(num_classes: int, parameters: Mapping[str, NDArray[Any]], recipe: Recipe) -> Reformer:
+def loaded(num_classes: int, parameters: Mapping[str, NDArray[Any]], recipe: Recipe) -> Reformer:
+    """The trained network, in float64 and with frozen batch-norm statistics."""
     model = _built(num_classes, recipe)
     model.load_state_dict({name: torch.tensor(value) for name, value in parameters.items()})
     return model.double().eval()
@@ -279,7 +224,7 @@ def _built(num_classes: int, recipe: Recipe) -> Reformer:
         return Reformer(num_classes, recipe)
 
 
-def _tensors(
+def tensors(
     confidence: NDArray[np.float64], dtype: torch.dtype, device: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Confidences [N, C], predicted labels [N] and the condition, their one-hot [N, C]."""
@@ -290,6 +235,7 @@ def _tensors(
 
 def _loss(
     model: Reformer,
+    latent: tuple[Tensor, Tensor],
     c_NC: Tensor,
     label_N: Tensor,
     condition_NC: Tensor,
@@ -309,39 +255,22 @@ def _loss(
     All are means over the batch; label_loss_weight times the cross-entropy of the predicted label
     is added to each (public code computes it and leaves it out: weight 0).
     """
-    mean_NL, log_variance_NL = model.encode(c_NC, condition_NC)
+    mean_NL, log_variance_NL = latent
     v_NL = mean_NL + torch.exp(0.5 * log_variance_NL) * noise_NL
     log_p_NC = torch.log_softmax(model.decode(v_NL, condition_NC), dim=1)
     error = (log_p_NC.exp() - c_NC).square().sum(dim=1).mean()
     if recipe.objective == "text":
         loss = error + 1e-3 * mean_NL.square().sum(dim=1).mean()
     elif recipe.objective == "code":
-        loss = error / c_NC.shape[1] + batch_size * _kl(mean_NL, log_variance_NL).mean()
+        loss = error / c_NC.shape[1] + batch_size * kl_divergence(mean_NL, log_variance_NL).mean()
     else:
-        loss = error + recipe.kl_weight * _kl(mean_NL, log_variance_NL).mean()
+        loss = error + recipe.kl_weight * kl_divergence(mean_NL, log_variance_NL).mean()
     if recipe.label_loss_weight:
         loss = loss + recipe.label_loss_weight * nn.functional.nll_loss(log_p_NC, label_N)
     return loss
 
 
-def _kl(mean_NL: Tensor, log_variance_NL: Tensor) -> Tensor:
+def kl_divergence(mean_NL: Tensor, log_variance_NL: Tensor) -> Tensor:
     """KL(N(mean, variance) || N(0, I)) of each row, nats [N]."""
     variance_NL = log_variance_NL.exp()
     return 0.5 * (mean_NL.square() + variance_NL - 1 - log_variance_NL).sum(dim=1)
-
-
-def _adjusted_r2(
-    centred_c: list[NDArray[np.float64]], centred_p: list[NDArray[np.float64]]
-) -> float:
-    """Adjusted because C regressors explain C / N of pure chance."""
-    if not centred_c:
-        return math.nan
-    c_N, p_NC = np.concatenate(centred_c), np.concatenate(centred_p)
-    freedom = len(c_N) - len(centred_c)  # a mean was taken out for each label
-    u, scale, _ = np.linalg.svd(p_NC, full_matrices=False)
-    u = u[:, scale > 1e-6 * math.sqrt(len(c_N))]  # a collapsed p differs by rounding only
-    total = float(c_N @ c_N)
-    if total == 0 or freedom <= u.shape[1]:
-        return math.nan
-    residual = total - float(np.square(u.T @ c_N).sum())
-    return max(0.0, 1 - residual / (freedom - u.shape[1]) / (total / freedom))

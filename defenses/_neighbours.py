@@ -38,13 +38,15 @@ class NeighbourIndex:
         """
         self._vectors_MC = np.ascontiguousarray(vectors, dtype=np.float64)
         if self._vectors_MC.ndim != 2:
-            raise ValueError(f"stored vectors have shape {list(self._vectors_MC.shape)}, not [M, C]")
+            raise ValueError(
+                f"stored vectors have shape {list(self._vectors_MC.shape)}, not [M, C]"
+            )
         # Written so that NaN is refused too.
         if not ((self._vectors_MC >= 0) & (self._vectors_MC <= 1)).all():
             raise ValueError("stored vectors have entries outside [0, 1]; store confidences")
         num_stored, num_classes = self._vectors_MC.shape
         self._quantizer = faiss.IndexFlatL2(num_classes)  # FAISS keeps no reference of its own
-        self._index = faiss.IndexIVFFlat(self._quantizer, num_classes, num_classes)
+        self._index: Any = faiss.IndexIVFFlat(self._quantizer, num_classes, num_classes)
         self._index.is_trained = True  # the lists are the labels: there is nothing to cluster
         if num_stored:
             label_M = self._vectors_MC.argmax(axis=1).astype(np.int64)

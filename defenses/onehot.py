@@ -31,4 +31,5 @@ class OneHot(Defense):
     ) -> NDArray[np.float64]:
         num_classes = int(state["num_classes"])
         c_NC = checked(confidence, num_classes)
-        return np.eye(num_classes)[c_NC.argmax(axis=1)]
+        released_NC: NDArray[np.float64] = np.eye(num_classes)[c_NC.argmax(axis=1)]
+        return released_NC

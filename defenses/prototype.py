@@ -50,4 +50,5 @@ class Prototype(Defense):
     ) -> NDArray[np.float64]:
         prototype_CC = np.asarray(state["prototype"], dtype=np.float64)
         c_NC = checked(confidence, len(prototype_CC))
-        return prototype_CC[c_NC.argmax(axis=1)]
+        released_NC: NDArray[np.float64] = prototype_CC[c_NC.argmax(axis=1)]
+        return released_NC

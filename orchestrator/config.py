@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -210,7 +209,7 @@ class Experiment(_Entry):
 
 def packaged() -> dict[str, Path]:
     """The packaged experiments: name -> file."""
-    folder = Path(str(resources.files("orchestrator") / "experiments"))
+    folder = Path(__file__).parent / "experiments"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 

@@ -228,9 +228,7 @@ def _deploy(
     answers = Answers(seed=seed, source=target)
     for stage in stages:
         if isinstance(stage.plugin, OutputDefense):
-            outline = DefenderOutline(
-                case, seed, member_rows, reference_rows, reference, answers
-            )
+            outline = DefenderOutline(case, seed, member_rows, reference_rows, reference, answers)
             fitted = FitDefense(
                 seed=seed,
                 answers=answers,

@@ -29,6 +29,7 @@ __all__ = [
     "Draft",
     "StoreUnwritable",
     "check_key",
+    "check_name",
     "sync_folder",
     "write_synced",
     "writing_to",
@@ -92,10 +93,15 @@ def check_key(key: str) -> str:
     return key
 
 
-def _check_name(name: str) -> str:
+def check_name(name: str) -> str:
+    """`name` if it can be part of a file name.
+
+    Raises:
+        ValueError: it has other characters than a-z, 0-9, "_", "-" and ".", or begins with ".".
+    """
     if not _NAME.fullmatch(name) or name.startswith("."):
         raise ValueError(
-            f"{name!r} cannot name a file of an artifact: "
+            f"{name!r} cannot name a file of the store: "
             "expected a-z, 0-9, '_', '-' and '.', not beginning with '.'"
         )
     return name
@@ -140,7 +146,7 @@ class Draft:
                 )
             # safetensors writes the buffer as it lies, so it must lie in C order, natively.
             whole[label] = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
-        self._write(f"{_check_name(name)}.safetensors", safetensors.numpy.save(whole))
+        self._write(f"{check_name(name)}.safetensors", safetensors.numpy.save(whole))
 
     def table(self, name: str, columns: Mapping[str, NDArray[Any] | Sequence[Any]]) -> None:
         """Keep columns of equal length in NAME.parquet.
@@ -169,7 +175,7 @@ class Draft:
             # A dictionary makes all NaNs one NaN; numbers are kept bit for bit.
             use_dictionary=[f.name for f in fields if pa.types.is_string(f.type)],
         )
-        self._write(f"{_check_name(name)}.parquet", memoryview(sink.getvalue()))
+        self._write(f"{check_name(name)}.parquet", memoryview(sink.getvalue()))
 
     def facts(self, name: str, facts: Mapping[str, Any]) -> None:
         """Keep small facts in NAME.json, in one canonical text; NaN becomes null.
@@ -178,7 +184,7 @@ class Draft:
             TypeError: a value JSON has no word for, or a name that is not a string.
             ValueError: an infinite number.
         """
-        self._write(f"{_check_name(name)}.json", _canonical(_plain(name, facts)))
+        self._write(f"{check_name(name)}.json", _canonical(_plain(name, facts)))
 
     def _write(self, file: str, data: bytes | memoryview) -> None:
         if file in self._files or file == "task.json":
@@ -210,7 +216,7 @@ class Artifact:
                 raise ValueError(f"it says key {content['key']!r}")
             self.description: dict[str, Any] = dict(content["task"])
             self._files = {
-                _check_name(name): (int(file["bytes"]), str(file["sha256"]))
+                check_name(name): (int(file["bytes"]), str(file["sha256"]))
                 for name, file in content["files"].items()
             }
         except (FileNotFoundError, NotADirectoryError) as error:

@@ -657,7 +657,7 @@ class _Encoded:
         self._pixels: NDArray[np.uint8] = np.empty(self.shape, np.uint8)
         self._done = np.zeros(len(files), np.bool_)
 
-    def __getitem__(self, rows: NDArray[Any]) -> NDArray[np.uint8]:
+    def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         for row in rows[~self._done[rows]]:
             self._pixels[row] = self._decode(int(row))
             self._done[row] = True

@@ -71,7 +71,7 @@ def masked(uri: str) -> str:
     if uri.startswith("sqlite:"):
         return uri
     # Up to the last @: a password typed unescaped may itself hold an @, a / or a ?.
-    return _SECRET.sub(r"\1***", re.sub(r"://.*@", "://***@", uri))
+    return _SECRET.sub(r"\1***", re.sub(r"(?s)://.*@", "://***@", uri))
 
 
 class Tracker:
@@ -464,11 +464,14 @@ def _reason(error: BaseException, uri: str) -> str:
     link: BaseException | None = error
     while link is not None:
         # MLflow wraps "connection refused" in four layers of text; the innermost says it best.
+        # What a database driver said is in SQLAlchemy's `orig`.
         if isinstance(link, OSError):
             cause = link
+        elif isinstance(said := getattr(link, "orig", None), BaseException):
+            cause = said
         link = link.__cause__ or link.__context__
     text = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-    credentials = re.search(r"://(.*)@", uri)
+    credentials = re.search(r"(?s)://(.*)@", uri)
     if credentials is not None and not uri.startswith("sqlite:"):
         for secret in (credentials[1], *credentials[1].split(":", 1)[1:]):
             for form in (secret, unquote(secret)):

@@ -12,7 +12,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 TAIL = 0.025  # of each side of a 95 % interval
-CHUNK_BYTES = 64 << 20  # of permuted memberships held at once by max_null_band
+CHUNK_BYTES = 16 << 20  # of permuted memberships held at once by max_null_band
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def checked(score: ArrayLike, is_member: ArrayLike) -> tuple[Floats, Bools]:
             f"score holds {np.sum(~np.isfinite(score_N))} of {score_N.size} values that are NaN or "
             "infinite; an attack must return finite scores (clip before taking a log)"
         )
-    if not np.isin(member_N, (0, 1)).all():
+    if member_N.dtype != bool and not np.isin(member_N, (0, 1)).all():
         raise ValueError(
             f"is_member holds {np.unique(member_N)[:5]}; it must hold True and False (or 1 and 0)"
         )
@@ -78,8 +78,9 @@ def clopper_pearson(
     Source: Clopper and Pearson 1934, as quantiles of the beta distribution.
     """
     k, trials = np.broadcast_arrays(np.asarray(successes, float), np.asarray(n, float))
-    if ((k < 0) | (k > trials)).any():
-        raise ValueError(f"successes must lie in 0..n; got {successes} of {n}")
+    wrong = (k < 0) | (k > trials)
+    if wrong.any():
+        raise ValueError(f"successes must lie in 0..n; got {k[wrong][0]:g} of {trials[wrong][0]:g}")
     tail = (1 - level) / 2
     # The beta quantile does not exist where the limit is 0 or 1; a harmless 1 stands in there.
     low = special.betaincinv(np.where(k > 0, k, 1), trials - k + 1, tail)
@@ -288,14 +289,14 @@ def max_null_band(
         quantile: of the permutation distribution that is the band.
 
     Raises:
-        ValueError: if there is no seed or shapes disagree.
+        ValueError: if there is no seed or no attack, or shapes disagree.
 
     Source: methods.md section 8.6; Westfall and Young 1993 for the maximum over dependent tests.
     """
-    if not scores or not len(scores) == len(decisions) == len(is_member):
+    if not scores or not len(scores) == len(decisions) == len(is_member) or not len(scores[0]):
         raise ValueError(
             f"{len(scores)} seeds of scores, {len(decisions)} of decisions and {len(is_member)} of "
-            "membership; there must be equally many, at least one"
+            "membership; there must be equally many, at least one, of at least one attack"
         )
     rng = np.random.default_rng(seed)
     num_attacks = len(scores[0])

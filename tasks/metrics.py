@@ -169,7 +169,7 @@ def _epsilon(tp: ArrayLike, num_in: int, fp: ArrayLike, num_out: int) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         positive = np.log(tpr_low) - np.log(fpr_high)
         negative = np.log1p(-fpr_high) - np.log1p(-tpr_low)
-    return np.maximum(positive, negative)
+    return np.asarray(np.maximum(positive, negative))
 
 
 def epsilon_lower_bound(score: ArrayLike, is_member: ArrayLike) -> float:

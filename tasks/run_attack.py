@@ -249,4 +249,3 @@ def known_rows(split: splits.Split, judge: str) -> NDArray[np.int64]:
     """Every row the attacker holds, fit and calibration parts pooled, in an order of their own."""
     fit_rows, _, cal_rows, _ = split.known(judge)
     return np.sort(np.concatenate([fit_rows, cal_rows]))
-

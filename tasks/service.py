@@ -141,7 +141,6 @@ class Service:
         answers[~hit] = self.stage.compute(x[~hit], draws[~hit])
         return answers
 
-
     def afresh(
         self, x: NDArray[Any], draws: NDArray[np.int64] | None = None
     ) -> NDArray[np.float64]:

@@ -55,13 +55,28 @@ class Split(Task):
             dedup=self.dedup,
         )
 
+    def restore(
+        self, role: NDArray[Any], row: NDArray[np.int64], dataset: Dataset
+    ) -> splits.Split:
+        """The partition from what `run` wrote."""
+        name = role.astype(str)
+        of_role = {key: row[name == key] for key in splits.ROLES}
+        return splits.Split(
+            **of_role,
+            groups=dataset.groups,
+            known_share=self.known,
+            seed=stream(self.seed, "data.split"),
+        )
+
     def run(self, bench: Bench, draft: Draft) -> None:
         """Write row numbers by role, and the data card."""
         dataset = bench.dataset(self.data)
         split = self.divide(dataset)
         roles = split.roles()
         names = [np.full(len(rows), name) for name, rows in roles.items()]
-        draft.table("split", {"role": np.concatenate(names), "row": np.concatenate([*roles.values()])})
+        draft.table(
+            "split", {"role": np.concatenate(names), "row": np.concatenate([*roles.values()])}
+        )
         card: dict[str, Any] = splits.card(split, dataset.y, dataset.groups)
         draft.facts("metrics", {"dataset": dataset.name, "content": dataset.content_hash, **card})
 

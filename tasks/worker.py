@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import numpy as np
 from numpy.typing import NDArray
 
 from storage import datasets, splits
@@ -86,9 +85,9 @@ class Bench:
         """The row numbers of every role, as the split's artifact holds them."""
 
         def read() -> splits.Split:
+            dataset = self.dataset(task.data)
             table = self.open(task).table("split")
-            role, row = table["role"].astype(str), table["row"]
-            return splits.Split(**{name: row[role == name] for name in splits.ROLES})
+            return task.restore(table["role"], table["row"], dataset)
 
         return self.keep(("split", task.key), read)
 
@@ -163,4 +162,3 @@ def _journal(site: Site, event: str, task: Task) -> None:
         os.write(file, line.encode())
     finally:
         os.close(file)
-

@@ -30,9 +30,7 @@ class Model:
         self.rows, self.state, self.defend = rows, {}, defend
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            net = nn.Sequential(
-                nn.Linear(x.shape[1], 128), nn.ReLU(), nn.Linear(128, num_classes)
-            )
+            net = nn.Sequential(nn.Linear(x.shape[1], 128), nn.ReLU(), nn.Linear(128, num_classes))
         optimiser = torch.optim.Adam(net.parameters(), lr=0.01)
         inputs, labels = torch.tensor(x[rows]), torch.tensor(y[rows])
         for _ in range(80):
@@ -42,10 +40,11 @@ class Model:
         self.weights = {name: p.detach().numpy() for name, p in net.named_parameters()}
 
     def answer(self, x: Any) -> NDArray[Any]:
-        w = self.weights
+        # In float64, so that an answer does not depend on its place in the batch.
+        w = {name: p.astype(np.float64) for name, p in self.weights.items()}
         hidden = np.maximum(x @ w["0.weight"].T + w["0.bias"], 0)
         logits = hidden @ w["2.weight"].T + w["2.bias"]
-        return self.defend(softmax(logits.astype(np.float64), axis=1))
+        return self.defend(softmax(logits, axis=1))
 
 
 class Service:

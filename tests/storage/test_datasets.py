@@ -44,7 +44,7 @@ def jpeg(seed: int, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> bytes:
     shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
     pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     file = io.BytesIO()
-    Image.fromarray(pixels, mode).save(file, "JPEG")
+    Image.fromarray(pixels).save(file, "JPEG")
     return file.getvalue()
 
 
@@ -136,7 +136,9 @@ def test_decoded_cifar10_is_its_ready_made_copy() -> None:
 def test_adult_points_to_its_encoded_form() -> None:
     with pytest.raises(ValueError, match="use 'adult_binary'"):
         load(Source("adult"), Path(str(DATA)))
-    with pytest.raises(ValueError, match=r"workclass, education, .* and 3 more are not numbers"):
+    with pytest.raises(
+        ValueError, match=r"columns split, workclass, .* and 4 more are not numbers"
+    ):
         from_path(Path(str(DATA)) / "adult.parquet")
 
 
@@ -156,8 +158,8 @@ def test_sets_without_a_file_match_their_catalogue_line(name: str) -> None:
         info.shape,
     )
     assert set(np.unique(dataset.y)) == set(range(info.classes))
-    records = [row.tobytes() for row in dataset.x(np.arange(len(dataset)))]
-    assert dataset.groups.tolist() == slow_groups(records)
+    records = [row.tobytes() for row in dataset.x(np.arange(1797))]
+    assert dataset.groups[:1797].tolist() == slow_groups(records)
 
 
 def test_default_splits_fit_their_sets() -> None:
@@ -203,6 +205,7 @@ def test_arrays_are_read_only_and_x_is_a_copy() -> None:
 # --- canonical bytes ----------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.uint8, (5, 13), elements=st.integers(0, 1)))
 def test_canonical_bytes_of_binary_records_are_their_bits(bits: np.ndarray) -> None:
     packed = canonical_bytes(bits.astype(np.float32), "binary")
@@ -216,11 +219,14 @@ def test_canonical_bytes_of_images_are_the_pixels() -> None:
     np.testing.assert_array_equal(canonical_bytes(x, "image"), pixels.reshape(1, 256))
     outside = np.array([[[[-0.5, 1.5]]]], np.float32)
     assert canonical_bytes(outside, "image").tolist() == [[0, 255]]
+    between = np.array([[[[100.4, 100.6]]]], np.float32) / 255
+    assert canonical_bytes(between, "image").tolist() == [[100, 101]]
 
 
 finite = st.floats(-1e6, 1e6, width=32)
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.float32, (4, 3), elements=finite))
 def test_canonical_bytes_are_equal_exactly_for_equal_records(x: np.ndarray) -> None:
     twice = np.concatenate([x, x])
@@ -293,7 +299,7 @@ def test_synth_clusters_are_drawn_by_weight() -> None:
 
 @pytest.mark.parametrize(("name", "expected"), [("synth_s", 0.835), ("synth_hard", 0.551)])
 def test_synth_is_as_hard_as_measured(name: str, expected: float) -> None:
-    """The table of methods.md 2.5, for one seed of ours; it allows 0.03, two such differ more."""
+    """The table of methods.md 2.5, for one seed of ours; both readings are of 2,000 rows."""
     x, y = _synth.generate(_synth.PRESETS[name])
     model = MLPClassifier(
         (256, 128), activation="tanh", alpha=0.0, batch_size=64, max_iter=40, random_state=0
@@ -301,10 +307,10 @@ def test_synth_is_as_hard_as_measured(name: str, expected: float) -> None:
     with pytest.warns(UserWarning, match="Maximum iterations"):
         model.fit(x[:2000], y[:2000])
     assert model.score(x[:2000], y[:2000]) > 0.995
-    assert model.score(x[4000:], y[4000:]) == pytest.approx(expected, abs=0.05)
+    assert model.score(x[4000:], y[4000:]) == pytest.approx(expected, abs=0.04)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     rows=st.integers(2, 1500),
     more=st.integers(0, 1500),
@@ -383,7 +389,7 @@ def test_wrong_synth_parameters(name: str, params: Any, message: str) -> None:
 # --- own files ----------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     x=hnp.arrays(np.float32, (7, 3), elements=st.sampled_from([-0.0, 0.0, 0.5, 1.0, -3.25])),
     binary=st.booleans(),
@@ -430,9 +436,9 @@ def test_without_named_features_every_number_is_one_but_not_the_index(tmp_path: 
     frame = pd.DataFrame({"age": [30, 40, 50, 60], "label": [0, 1, 0, 1], "bmi": [20.5, 25, 31, 2]})
     folder = tmp_path / "year=1"  # not a column, though some readers make it one
     folder.mkdir()
-    frame[frame.age > 30].to_parquet(folder / "own.parquet")
+    frame[frame.age != 50].to_parquet(folder / "own.parquet")
     dataset = from_path(folder / "own.parquet")
-    assert dataset.x([0, 1, 2]).tolist() == [[40, 25], [50, 31], [60, 2]]
+    assert dataset.x([0, 1, 2]).tolist() == [[30, 20.5], [40, 25], [60, 2]]
 
 
 def test_images_of_both_formats(tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""What a run sends to MLflow, and what waits to be sent."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.config import Experiment
+from orchestrator.resume import Store
+from storage.tracking import Ledger, Mirror, Tracker, default_uri
+
+__all__ = ["History"]
+
+
+class History:
+    """Mirrors result rows to MLflow; MLflow is never imported when nothing is new."""
+
+    def __init__(self, experiment: Experiment, store: Store, uri: str | None) -> None:
+        self._experiment, self._store = experiment, store
+        self._uri = uri or default_uri(store.root)
+        self._ledger = Ledger(store.experiment(experiment.name) / "tracked.json")
+        self._mirror: Mirror | None = None
+        self._labels: Mapping[str, Sequence[tuple[str, str]]] = {}
+
+    def expect(self, labels: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+        """Tell the (label, preset) pairs under which each task's row appears."""
+        self._labels = labels
+
+    def put(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Send result rows soon, without waiting."""
+        labelled = [
+            {**row, "label": label, "preset": preset}
+            for row in rows
+            for label, preset in self._labels.get(str(row["task_key"]), ())
+        ]
+        if labelled:
+            self._sender().put(labelled)
+
+    def close(self) -> list[str]:
+        """Send what waits from earlier runs too; gives warnings for the person."""
+        frame = self._store.tables.frame("results", self._experiment.name)
+        rows = [row for row in frame.to_dict("records") if row["status"] == "done"]
+        sent = self._mirror.sent if self._mirror is not None else set()
+        fresh = [row for row in rows if (row["task_key"], row["label"]) not in sent]
+        waiting = self._ledger.waiting(self._uri, fresh)
+        if waiting:
+            self._sender().put(waiting)
+        if self._mirror is None:
+            return []
+        warning = self._mirror.close(timeout_s=60)
+        arrived = [r for r in rows if (r["task_key"], r["label"]) in self._mirror.sent]
+        self._ledger.mark(self._uri, arrived)
+        return [warning] if warning else []
+
+    def _sender(self) -> Mirror:
+        if self._mirror is None:
+            tracker = Tracker(self._uri, self._store.root / "mlflow-artifacts")
+            params = {
+                "preset": self._experiment.preset,
+                "seeds": ",".join(map(str, self._experiment.seeds)),
+                "datasets": ",".join(entry.name for entry in self._experiment.datasets),
+                "description": self._experiment.description,
+            }
+            self._mirror = Mirror(tracker, self._experiment.name, params)
+        return self._mirror

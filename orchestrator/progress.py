@@ -1,0 +1,171 @@
+"""What the person sees while tasks run: a live display on a terminal, plain lines elsewhere."""
+
+import time
+from collections import Counter
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.resume import Prepared
+from tasks.base import Task
+
+__all__ = ["Lines", "Screen", "for_console", "spell_seconds"]
+
+_LINE_EVERY_S = 5.0
+
+
+def for_console(console: Console) -> "Screen | Lines":
+    """The display that suits where the output goes."""
+    return Screen(console) if console.is_terminal else Lines(console)
+
+
+def spell_seconds(seconds: float) -> str:
+    """Seconds as a person says them: 8 s, 2:05, 1:02:03."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class _Count:
+    """What is done of what was planned, and when it will end."""
+
+    def __init__(self) -> None:
+        self.total = self.cached = self.finished = self.failed = 0
+        self.kinds: Counter[str] = Counter()
+        self.left: Counter[str] = Counter()
+        self.left_s = 0.0
+        self.seconds: dict[str, float] = {}
+        self.running: dict[str, tuple[Task, float]] = {}
+        self.began = time.monotonic()
+
+    def begin(self, prepared: Prepared) -> None:
+        tasks = prepared.plan.tasks
+        self.total, self.cached = len(prepared.needed), len(tasks) - len(prepared.needed)
+        self.seconds = dict(prepared.seconds)
+        self.left = Counter(tasks[key].kind for key in prepared.needed)
+        self.kinds = Counter(self.left)
+        self.left_s = prepared.expected_s
+        self.began = time.monotonic()
+
+    def started(self, worker: str, task: Task) -> None:
+        self.running[worker] = (task, time.monotonic())
+
+    def ended(self, worker: str, task: Task, failed: bool) -> None:
+        self.running.pop(worker, None)
+        self.left[task.kind] -= 1
+        self.left_s = max(0.0, self.left_s - self.seconds.get(task.key, 0.0))
+        self.finished += not failed
+        self.failed += failed
+
+    def time_left(self) -> str:
+        """From measured durations of alike tasks, spread over the workers at work."""
+        return spell_seconds(self.left_s / max(1, len(self.running)))
+
+
+class Lines:
+    """Plain lines for job logs: a line every few seconds, each failure and note at once."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._count, self._said = console, _Count(), 0.0
+
+    def begin(self, prepared: Prepared) -> None:
+        """Say what will run."""
+        self._count.begin(prepared)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self._count.kinds.items())
+        self._say(f"{self._count.total} tasks to run ({kinds}), {self._count.cached} in the store")
+
+    def started(self, worker: str, task: Task) -> None:
+        """Remember what runs where."""
+        self._count.started(worker, task)
+
+    def finished(self, worker: str, task: Task, seconds: float) -> None:
+        """Now and then, say how far it is."""
+        count = self._count
+        count.ended(worker, task, failed=False)
+        now = time.monotonic()
+        if now - self._said >= _LINE_EVERY_S or count.finished + count.failed == count.total:
+            self._said = now
+            self._say(
+                f"{count.finished}/{count.total} done, about {count.time_left()} left "
+                f"(last: {task.kind} {task.name} {task.dataset} seed {task.seed}, {seconds:.1f} s)"
+            )
+
+    def failed(self, worker: str, task: Task, error: str) -> None:
+        """Say what failed."""
+        self._count.ended(worker, task, failed=True)
+        self._say(f"failed: {task.kind} {task.name} {task.dataset} seed {task.seed}: {error}")
+
+    def note(self, message: str) -> None:
+        """Say something."""
+        self._say(message)
+
+    def end(self) -> None:
+        """Nothing to take down."""
+
+    def _say(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)
+
+
+class Screen:
+    """A live display: a bar, what is left of each kind, what each worker does."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._count = console, _Count()
+        self._live: Live | None = None
+
+    def begin(self, prepared: Prepared) -> None:
+        """Put the display up."""
+        self._count.begin(prepared)
+        self._live = Live(
+            console=self._console, get_renderable=self._render, refresh_per_second=4, transient=True
+        )
+        self._live.start()
+
+    def started(self, worker: str, task: Task) -> None:
+        """Show what runs where."""
+        self._count.started(worker, task)
+
+    def finished(self, worker: str, task: Task, seconds: float) -> None:
+        """Move the bar."""
+        self._count.ended(worker, task, failed=False)
+
+    def failed(self, worker: str, task: Task, error: str) -> None:
+        """Say what failed, above the display."""
+        self._count.ended(worker, task, failed=True)
+        where = f"{task.kind} {task.name} {task.dataset} seed {task.seed}"
+        self.note(f"failed: {where}: {error}")
+
+    def note(self, message: str) -> None:
+        """Say something above the display."""
+        self._console.print(Text(message, style="yellow"), soft_wrap=True)
+
+    def end(self) -> None:
+        """Take the display down."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _render(self) -> Group:
+        count = self._count
+        done = count.finished + count.failed
+        head = Table.grid(padding=(0, 2))
+        head.add_row(
+            ProgressBar(total=max(1, count.total), completed=done, width=30),
+            f"{done}/{count.total} tasks",
+            f"{count.cached} in the store",
+            Text(f"{count.failed} failed", style="red") if count.failed else "",
+            f"{spell_seconds(time.monotonic() - count.began)} gone",
+            f"about {count.time_left()} left",
+        )
+        kinds = "  ".join(f"{k} {n - count.left[k]}/{n}" for k, n in count.kinds.items())
+        workers = Table.grid(padding=(0, 2))
+        for worker, (task, since) in sorted(count.running.items()):
+            what = f"{task.kind} {task.name}"
+            where = f"{task.dataset} seed {task.seed}"
+            workers.add_row(worker, what, where, spell_seconds(time.monotonic() - since))
+        return Group(head, Text(kinds, style="dim"), workers)

@@ -1,0 +1,252 @@
+"""A plan beside what the store has of it: what is done, what is damaged, what is missing."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+
+from orchestrator.plan import Plan
+from storage.artifacts import ArtifactDamaged, Artifacts, write_whole
+from storage.tables import Tables
+from tasks.base import Task
+
+__all__ = ["Prepared", "Store", "cell_rows", "compare", "describe", "record"]
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folders of a store (design.md section 4)."""
+
+    root: Path
+
+    @property
+    def artifacts(self) -> Artifacts:
+        """The artifacts."""
+        return Artifacts(self.root / "artifacts")
+
+    @property
+    def tables(self) -> Tables:
+        """The tables."""
+        return Tables(self.root / "tables")
+
+    def experiment(self, name: str) -> Path:
+        """The folder of one experiment."""
+        return self.root / "experiments" / name
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan beside what the store has of it.
+
+    Attributes:
+        plan: the tasks and cells.
+        done: keys whose artifacts are complete.
+        needed: keys that must run, in plan order.
+        seconds: expected seconds of every task.
+        notes: what was found damaged and set aside.
+    """
+
+    plan: Plan
+    done: frozenset[str]
+    needed: tuple[str, ...]
+    seconds: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def expected_s(self) -> float:
+        """Expected seconds of work."""
+        return sum(self.seconds[key] for key in self.needed)
+
+
+def compare(plan: Plan, store: Store, *, repair: bool) -> Prepared:
+    """Compare a plan with the store.
+
+    Args:
+        plan: the tasks.
+        store: where their artifacts would be.
+        repair: set damaged artifacts aside, so that they are computed again, and write table
+            rows that finished artifacts hold and the tables lack.
+    """
+    artifacts = store.artifacts
+    notes: list[str] = []
+    done = set()
+    for key, task in plan.tasks.items():
+        match artifacts.state(key):
+            case "complete":
+                done.add(key)
+            case "damaged":
+                notes.append(_damaged(artifacts, task, "incomplete or altered", repair))
+    done -= _restore_rows(plan, done, store, notes, repair)
+    needed = _needed(plan, done)
+    return Prepared(plan, frozenset(done), needed, _expected(plan, store.tables), tuple(notes))
+
+
+def _damaged(artifacts: Artifacts, task: Task, reason: str, repair: bool) -> str:
+    if repair:
+        artifacts.set_aside(task.key, reason)
+    then = "set aside, to be computed again" if repair else "`sfumato run` computes it again"
+    return f"damaged artifact {task.kind} {task.name} {task.key[:12]} ({reason}): {then}"
+
+
+def _restore_rows(
+    plan: Plan, done: set[str], store: Store, notes: list[str], repair: bool
+) -> set[str]:
+    """Write table rows that finished artifacts hold and the tables lack.
+
+    Returns:
+        Keys of artifacts that turned out to be damaged.
+    """
+    if not repair:
+        return set()
+    tables = store.tables
+    damaged = set()
+    filled = {cell.task.key: cell.task for cell in plan.cells if cell.task.key in done}
+    by_table: dict[str, set[str]] = {"tasks": set(done)}
+    for key, task in filled.items():
+        for table in _tables_of(task):
+            by_table.setdefault(table, set()).add(key)
+    lacking: set[str] = set()
+    for table, keys in by_table.items():
+        lacking |= tables.lacking(table, keys)
+    notes.extend(tables.problems)
+    for key in lacking:
+        try:
+            record(plan.tasks[key], store)
+        except ArtifactDamaged as error:
+            notes.append(_damaged(store.artifacts, plan.tasks[key], str(error), repair))
+            damaged.add(key)
+    return damaged
+
+
+def _tables_of(task: Task) -> tuple[str, ...]:
+    return {"RunAttack": ("results", "scores"), "MeasureUtility": ("utility",)}.get(task.kind, ())
+
+
+def _needed(plan: Plan, done: set[str]) -> tuple[str, ...]:
+    """Tasks that must run: unfinished cells and what they need, in plan order."""
+    wanted: set[str] = set()
+    open_ = [cell.task for cell in plan.cells if cell.task.key not in done]
+    while open_:
+        task = open_.pop()
+        if task.key not in wanted:
+            wanted.add(task.key)
+            open_.extend(t for t in task.inputs if t.key not in done)
+    return tuple(key for key in plan.tasks if key in wanted)
+
+
+def _expected(plan: Plan, tables: Tables) -> dict[str, float]:
+    """Expected seconds: the median this store has measured for alike tasks, or a first guess."""
+    seen: dict[tuple[str, ...], list[float]] = {}
+    for row in tables.frame("tasks").itertuples():
+        for like in ((row.kind, row.name, row.dataset), (row.kind, row.name), (row.kind,)):
+            seen.setdefault(like, []).append(row.duration_s)
+    typical = {like: median(values) for like, values in seen.items()}
+    expected = {}
+    for key, task in plan.tasks.items():
+        likes = ((task.kind, task.name, task.dataset), (task.kind, task.name), (task.kind,))
+        known = (typical[like] for like in likes if like in typical)
+        expected[key] = next(known, task.SECONDS)
+    return expected
+
+
+def record(task: Task, store: Store) -> list[dict[str, Any]]:
+    """Write a finished task's table rows; gives its result rows."""
+    artifact = store.artifacts.open(task.key)
+    measured = artifact.facts("measured")
+    rows = task.rows(artifact)
+    about = {
+        "key": task.key,
+        "kind": task.kind,
+        "name": task.name,
+        "dataset": task.dataset,
+        "seed": task.seed,
+    }
+    tables = store.tables
+    for table, listed in rows.items():
+        tables.write(table, task.key, listed)
+    tables.write("tasks", task.key, [{**about, **measured}])
+    return rows.get("results", [])
+
+
+def cell_rows(
+    plan: Plan, store: Store, failed: Mapping[str, str], blocked: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """The rows of the `cells` table: what fills each place, and why where nothing does."""
+    artifacts = store.artifacts
+    rows = []
+    for cell in plan.cells:
+        key = cell.task.key
+        status, reason = "waiting", ""
+        if key in artifacts:
+            status = "done"
+        elif key in failed:
+            status, reason = "failed", failed[key]
+        elif key in blocked:
+            first = plan.tasks[blocked[key]]
+            status = "blocked"
+            reason = f"{first.kind} {first.name} failed: {failed.get(blocked[key], '')}"
+        row = {
+            "experiment": plan.experiment.name,
+            "label": cell.label,
+            "preset": cell.preset,
+            "dataset": cell.dataset,
+            "seed": cell.seed,
+            "defense": cell.defense,
+            "attack": cell.attack,
+            "kind": cell.kind,
+            "task_key": key,
+            "status": status,
+            "reason": reason,
+        }
+        rows.append(row)
+    return rows
+
+
+def describe(plan: Plan, store: Store) -> None:
+    """Keep the experiment as resolved, and what it ran with, beside its results.
+
+    Raises:
+        StoreUnwritable: if the store cannot be written to.
+    """
+    folder = store.experiment(plan.experiment.name)
+    resolved = yaml.safe_dump(plan.experiment.resolved(), sort_keys=False, allow_unicode=True)
+    write_whole(folder / "experiment.yaml", resolved)
+    write_whole(folder / "versions.json", json.dumps(_versions(), indent=1, sort_keys=True))
+
+
+def _versions() -> dict[str, Any]:
+    packages = ("sfumato", "torch", "numpy", "faiss-cpu", "faiss-gpu", "ray", "scikit-learn")
+    found = {}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "packages": found,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, where it is one."""
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,244 @@
+"""The loop that obeys the scheduler and records what it is told."""
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, Protocol
+
+from cluster.base import Event, Executor, InputDamaged, TaskDone, TaskFailed, WorkerJoined
+from cluster.base import WorkerLost
+from orchestrator.config import Experiment
+from orchestrator.history import History
+from orchestrator.plan import Plan, make_plan
+from orchestrator.resume import Prepared, Store, cell_rows, compare, describe, record
+from orchestrator.state import Job, Run, State
+from storage.artifacts import ArtifactDamaged
+from tasks.base import Task
+from tasks.worker import Site, execute, prepare
+
+__all__ = ["Options", "Outcome", "Progress", "run"]
+
+INLINE_BELOW_S = 8.0  # starting Ray costs about 4 s; below this one process is done sooner
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run; nothing here changes a result.
+
+    Attributes:
+        store: root of the store, absolute.
+        data_dir: where datasets are looked for.
+        executor: "auto" runs little work in this process and the rest on Ray.
+        address: a running Ray cluster; None starts one here.
+        workers: how many; None for one per core (or per GPU share).
+        gpus_per_worker: the share of a GPU each worker owns.
+        tracking_uri: an MLflow server; None for a SQLite file in the store.
+        journal: a file that gets a line for each start and end of a task.
+        max_attempts: workers a task may cost before it is given up.
+    """
+
+    store: Path
+    data_dir: Path | None = None
+    executor: Literal["auto", "inline", "ray"] = "auto"
+    address: str | None = None
+    workers: int | None = None
+    gpus_per_worker: float = 0.0
+    tracking_uri: str | None = None
+    journal: Path | None = None
+    max_attempts: int = 3
+
+
+class Progress(Protocol):
+    """What the person sees while the loop runs."""
+
+    def begin(self, prepared: Prepared) -> None: ...
+
+    def started(self, worker: str, task: Task) -> None: ...
+
+    def finished(self, worker: str, task: Task, seconds: float) -> None: ...
+
+    def failed(self, worker: str, task: Task, error: str) -> None: ...
+
+    def note(self, message: str) -> None: ...
+
+    def end(self) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        plan: what was to be done.
+        failed: key -> error of tasks that failed.
+        blocked: key -> the failed key it needed.
+        cached: tasks whose artifacts were there before.
+        ran: tasks that finished in this run.
+        makespan_s: seconds from the first worker to the last event.
+        task_s: seconds spent in tasks, summed over workers.
+        workers: how many worked at once.
+        stopped: why the run stopped early, or None.
+        warnings: what the person should know although the run went on.
+    """
+
+    plan: Plan
+    failed: dict[str, str] = field(default_factory=dict)
+    blocked: dict[str, str] = field(default_factory=dict)
+    cached: int = 0
+    ran: int = 0
+    makespan_s: float = 0.0
+    task_s: float = 0.0
+    workers: int = 0
+    stopped: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def utilisation(self) -> float:
+        """The share of worker time spent in tasks, in [0, 1]."""
+        room = self.workers * self.makespan_s
+        return self.task_s / room if room else 0.0
+
+
+def run(experiment: Experiment, options: Options, progress: Progress) -> Outcome:
+    """Run what is missing; everything that finishes is kept, whatever happens to the rest.
+
+    Raises:
+        ClusterUnreachable: if no worker can be had.
+        StoreUnwritable: if the store cannot be written to.
+        KeyboardInterrupt: as typed; the same call resumes.
+    """
+    store = Store(options.store)
+    plan = make_plan(experiment, options.data_dir)
+    describe(plan, store)
+    prepared = compare(plan, store, repair=True)
+    outcome = Outcome(plan, cached=len(prepared.done))
+    for note in prepared.notes:
+        progress.note(note)
+    history = History(experiment, store, options.tracking_uri)
+    try:
+        if prepared.needed:
+            progress.begin(prepared)
+            _Loop(prepared, options, store, progress, history, outcome).work()
+    finally:
+        progress.end()
+        store.tables.write_cells(
+            experiment.name, cell_rows(plan, store, outcome.failed, outcome.blocked)
+        )
+        outcome.warnings += history.close()
+    return outcome
+
+
+class _Loop:
+    """Events in, instructions out, results recorded in between."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        options: Options,
+        store: Store,
+        progress: Progress,
+        history: History,
+        outcome: Outcome,
+    ) -> None:
+        self.plan, self.tasks = prepared.plan, prepared.plan.tasks
+        self.store, self.progress, self.history = store, progress, history
+        self.outcome = outcome
+        jobs = {
+            key: Job(tuple(task.key for task in self.tasks[key].inputs), prepared.seconds[key])
+            for key in self.tasks
+        }
+        self.state = State(
+            jobs, done=jobs.keys() - set(prepared.needed), max_attempts=options.max_attempts
+        )
+        self.executor, device = _executor(options, prepared, store)
+        self.site = Site(
+            store.root / "artifacts", options.data_dir, device=device, journal=options.journal
+        )
+        self.present: set[str] = set()
+
+    def work(self) -> None:
+        """Until nothing can run any more, or the store takes no more."""
+        began = time.perf_counter()
+        try:
+            self.executor.start()
+            while not self.state.finished and self.outcome.stopped is None:
+                for event in self.executor.events(_POLL_S):
+                    if isinstance(event, WorkerJoined) and not self.outcome.workers:
+                        began = time.perf_counter()
+                    self._obey(self._hear(event))
+        finally:
+            self.outcome.makespan_s = time.perf_counter() - began
+            self.outcome.failed = dict(self.state.failed)
+            self.outcome.blocked = dict(self.state.blocked)
+            self.executor.close()
+            self._keep_failures()
+
+    def _hear(self, event: Event) -> Event:
+        """Record what an event tells; gives the event the scheduler should know."""
+        match event:
+            case WorkerJoined(worker):
+                self.present.add(worker)
+                self.outcome.workers = max(self.outcome.workers, len(self.present))
+            case WorkerLost(worker, reason):
+                self.present.discard(worker)
+                self.progress.note(f"worker {worker} lost ({reason}); its task will run again")
+            case TaskDone(worker, key, result):
+                seconds = float(result["duration_s"])
+                try:
+                    self.history.put(record(self.tasks[key], self.store))
+                except ArtifactDamaged as error:
+                    self.store.artifacts.set_aside(key, str(error))
+                    return TaskFailed(worker, key, str(error))
+                self.outcome.task_s += seconds
+                self.outcome.ran += 1
+                self.progress.finished(worker, self.tasks[key], seconds)
+            case TaskFailed(worker, key, error):
+                self.progress.failed(worker, self.tasks[key], error)
+                if error.startswith("StoreUnwritable"):
+                    self.outcome.stopped = error.partition(": ")[2]
+            case InputDamaged(worker, _, damaged, reason):
+                self.store.artifacts.set_aside(damaged, reason)
+                self.progress.note(f"artifact {damaged[:12]} is damaged ({reason}): set aside")
+        return event
+
+    def _obey(self, event: Event) -> None:
+        for instruction in self.state.handle(event):
+            if isinstance(instruction, Run) and self.outcome.stopped is None:
+                task, worker = self.tasks[instruction.key], instruction.worker
+                self.progress.started(worker, task)
+                self.executor.submit(worker, task.key, execute, task, self.site, worker)
+
+    def _keep_failures(self) -> None:
+        for key, reason in self.state.failed.items():
+            task = self.tasks[key]
+            row = {
+                "key": key,
+                "kind": task.kind,
+                "name": task.name,
+                "error": reason,
+                "attempts": self.state.attempts.get(key, 0) + 1,
+                "created_at": datetime.now(UTC),
+            }
+            self.store.tables.write("failures", key, [row])
+
+
+def _executor(options: Options, prepared: Prepared, store: Store) -> tuple[Executor, str]:
+    """What runs the tasks, and the torch device of its workers."""
+    little = prepared.expected_s < INLINE_BELOW_S and options.executor == "auto"
+    device = "cuda" if options.gpus_per_worker else "cpu"
+    if options.executor == "inline" or (little and not options.address and not options.workers):
+        from cluster.inline import Inline
+
+        return Inline(setup=prepare), device
+    from cluster.ray_pool import RayPool
+
+    pool = RayPool(
+        workers=options.workers,
+        address=options.address,
+        gpus_per_worker=options.gpus_per_worker,
+        setup=prepare,
+        visible=store.root,
+    )
+    return pool, device

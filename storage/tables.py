@@ -1,0 +1,496 @@
+"""The tables of results: Parquet part files named by task key, and the queries over them."""
+
+import hashlib
+import os
+import struct
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from storage.artifacts import check_key, check_name, sync_folder, write_synced, writing_to
+
+__all__ = ["MEASURED", "SCHEMAS", "Tables", "equal"]
+
+_TEXT, _REAL, _WHOLE, _BOOL = pa.string(), pa.float64(), pa.int64(), pa.bool_()
+_TIME = pa.timestamp("us", tz="UTC")
+
+_SEAL = "rows_sha256"
+
+_KINDS: dict[Any, tuple[type, ...]] = {
+    _TEXT: (str,),
+    _REAL: (float, int, np.floating, np.integer),
+    _WHOLE: (int, np.integer),
+    _BOOL: (bool, np.bool_),
+    _TIME: (datetime,),
+}
+
+
+def _schema(*columns: tuple[str, Any]) -> Any:
+    """A schema from runs of names, space-separated, that share a type."""
+    return pa.schema([(name, kind) for names, kind in columns for name in names.split()])
+
+
+SCHEMAS: dict[str, Any] = {
+    "results": _schema(
+        ("dataset dataset_hash", _TEXT),
+        ("seed", _WHOLE),
+        ("architecture defense defense_params attack attack_params threat_model", _TEXT),
+        ("adaptive", _BOOL),
+        ("noise_policy judge", _TEXT),
+        ("num_members num_nonmembers", _WHOLE),
+        ("attack_accuracy attack_accuracy_low attack_accuracy_high", _REAL),
+        ("auc auc_low auc_high", _REAL),
+        ("tpr_at_fpr_0_01 tpr_at_fpr_0_01_low tpr_at_fpr_0_01_high", _REAL),
+        ("tpr_at_fpr_0_001 tpr_at_fpr_0_001_low tpr_at_fpr_0_001_high", _REAL),
+        ("precision recall attack_accuracy_unsigned accuracy_unbalanced", _REAL),
+        ("epsilon_lower_bound", _REAL),
+        ("num_queries", _WHOLE),
+        ("flags", pa.list_(_TEXT)),
+        ("duration_s", _REAL),
+        ("device worker task_key", _TEXT),
+        ("created_at", _TIME),
+    ),
+    "utility": _schema(
+        ("dataset dataset_hash", _TEXT),
+        ("seed", _WHOLE),
+        ("architecture defense defense_params noise_policy", _TEXT),
+        ("train_accuracy test_accuracy test_accuracy_low test_accuracy_high", _REAL),
+        ("test_accuracy_drop ece l1_distortion l1_distortion_members", _REAL),
+        ("l1_distortion_nonmembers l1_distortion_p95 label_change_rate", _REAL),
+        ("label_change_rate_members label_change_rate_nonmembers", _REAL),
+        ("swap_rate_members swap_rate_reference swap_rate_outside", _REAL),
+        ("kl_mean variance_ratio noise_variance_ratio info_r2", _REAL),
+        ("fit_s fit_ratio query_ratio query_ratio_1 query_s", _REAL),
+        ("extra_bytes", _WHOLE),
+        ("flags", pa.list_(_TEXT)),
+        ("duration_s", _REAL),
+        ("device worker task_key", _TEXT),
+        ("created_at", _TIME),
+    ),
+    "scores": _schema(
+        ("task_key", _TEXT),
+        ("record", _WHOLE),
+        ("is_member", _BOOL),
+        ("score", _REAL),
+        ("decision", _BOOL),
+    ),
+    "tasks": _schema(
+        ("key kind name dataset", _TEXT),
+        ("seed", _WHOLE),
+        ("duration_s cpu_s", _REAL),
+        ("peak_rss_bytes", _WHOLE),
+        ("device worker", _TEXT),
+        ("started_at created_at", _TIME),
+    ),
+    "failures": _schema(
+        ("key kind name error log_tail", _TEXT),
+        ("attempts", _WHOLE),
+        ("created_at", _TIME),
+    ),
+    "trials": _schema(
+        ("task_key study", _TEXT),
+        ("number", _WHOLE),
+        ("state params", _TEXT),
+        ("objectives constraints", pa.list_(_REAL)),
+        ("duration_s", _REAL),
+        ("created_at", _TIME),
+    ),
+    "cells": _schema(
+        ("experiment label preset dataset", _TEXT),
+        ("seed", _WHOLE),
+        ("defense attack kind task_key status reason", _TEXT),
+    ),
+}
+"""Columns by table; `flags` are lists of text, `*_params` JSON text, times UTC."""
+
+# What a view shows of its cell, and as what: a cell's attack is a label, a result's is a name.
+_SHARED = {"experiment": "experiment", "label": "label", "preset": "preset", "status": "status"}
+_JOINED = {"results": _SHARED | {"attack": "attack_label"}, "utility": _SHARED}
+
+# variance_ratio and noise_variance_ratio are statistics of answers, not costs: they must repeat.
+MEASURED: frozenset[str] = frozenset(
+    {name for schema in SCHEMAS.values() for name in schema.names if name.endswith("_s")}
+    | {"fit_ratio", "query_ratio", "query_ratio_1", "peak_rss_bytes", "device", "worker"}
+    | {"started_at", "created_at", "attempts", "log_tail"}
+)
+"""Columns that may differ from run to run; all others are equal bit for bit."""
+
+
+class _PartDamagedError(ValueError):
+    pass
+
+
+class Tables:
+    """The tables under one folder: a part file a task key, written whole or not at all.
+
+    A damaged part is never trusted and never fatal: it is renamed to end in `.damaged`, so that
+    its task counts as not done.
+
+    Attributes:
+        problems: a line for every damaged part met so far.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root).absolute()
+        self.problems: list[str] = []
+
+    def write(self, table: str, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the part of `key`.
+
+        Args:
+            table: a table of `SCHEMAS` other than cells.
+            key: the task key; fills the key column of rows that leave it out.
+            rows: values by column; what is left out or None becomes null.
+
+        Raises:
+            ValueError: an unknown table or column, or a row that says another key.
+            TypeError: a value of the wrong type.
+            StoreUnwritable: the disk is full, read-only or forbidden.
+        """
+        path = self._part(table, key)
+        self._replace(path, _rows_to_arrow(table, rows, _key_column(table), key))
+
+    def write_cells(self, experiment: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the cells of `experiment`; raises as `write` does."""
+        path = self._cells(experiment)
+        self._replace(path, _rows_to_arrow("cells", rows, "experiment", experiment))
+
+    def remove(self, table: str, key: str) -> None:
+        """Forget the part of `key`, if there is one."""
+        with writing_to(self.root):
+            self._part(table, key).unlink(missing_ok=True)
+
+    def lacking(self, table: str, keys: Iterable[str]) -> set[str]:
+        """Those of `keys` without a sound part; damaged parts are set aside."""
+        return {key for key in set(keys) if self._sound(table, self._part(table, key)) is None}
+
+    def frame(self, view: str, experiment: str | None = None) -> pd.DataFrame:
+        """A table as people see it: results and utility joined with the cells asking for them.
+
+        Args:
+            view: a table of `SCHEMAS`. Results also show experiment, label, preset, status and
+                attack_label, utility the first four: a row per cell that has a result.
+            experiment: only what its cells ask for; reads no other parts.
+
+        Raises:
+            ValueError: an unknown table, or `experiment` with a table whose rows belong to tasks
+                that experiments share and cells do not name (tasks, failures, trials).
+        """
+        frame: pd.DataFrame = self._view(view, experiment).to_pandas()
+        return frame
+
+    def connect(self) -> "duckdb.DuckDBPyConnection":
+        """An in-memory DuckDB whose views are the tables, shut off from files and network.
+
+        Times are naive and UTC. `scores` is read from its parts while a query runs, and a damaged
+        page stops that query; the other views hold what was sound when connecting. Nothing a
+        query does changes the store.
+        """
+        connection = duckdb.connect(":memory:")
+        for view in SCHEMAS:
+            if view == "scores":
+                connection.register(view, self._scores())
+            else:
+                connection.register(view, _naive(self._view(view, None)))
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET python_enable_replacements = false")
+        connection.execute("SET enable_external_access = false")
+        connection.execute("SET lock_configuration = true")
+        return connection
+
+    def _part(self, table: str, key: str) -> Path:
+        _check_table(table)
+        if table == "cells":
+            raise ValueError("cells belong to an experiment, not to a task; use write_cells")
+        return self.root / table / f"part-{check_key(key)}.parquet"
+
+    def _cells(self, experiment: str) -> Path:
+        return self.root / "cells" / f"{check_name(experiment)}.parquet"
+
+    def _replace(self, path: Path, table: Any) -> None:
+        sink = pa.BufferOutputStream()
+        # Page checksums do not cover the footer: one wrong bit there can make a value null.
+        sealed = table.replace_schema_metadata({_SEAL: _digest(table)})
+        # Most parts are one row wide: compressing its 40 columns one by one costs time and gains
+        # nothing. No dictionary for numbers: it makes all NaNs one NaN.
+        long = len(table) > 100
+        pq.write_table(
+            sealed,
+            sink,
+            compression="zstd" if long else "none",
+            use_dictionary=[field.name for field in table.schema if long and field.type == _TEXT],
+            write_statistics=False,
+            write_page_checksum=True,
+        )
+        draft = path.parent / f".draft-{uuid.uuid4().hex}"
+        with writing_to(self.root):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                write_synced(draft, memoryview(sink.getvalue()))
+                os.replace(draft, path)
+            finally:
+                draft.unlink(missing_ok=True)
+            sync_folder(path.parent)
+
+    def _sound(self, table: str, path: Path) -> Any | None:
+        """The rows of a part, or None if there is none; a damaged one is set aside."""
+        try:
+            return _read_part(table, path)
+        except FileNotFoundError:
+            return None
+        except _PartDamagedError as damage:
+            problem = f"{path} is damaged ({damage})"
+        try:
+            path.replace(path.with_suffix(".damaged"))
+            problem += "; it was set aside, running the experiment again recomputes it"
+        except OSError as error:  # gone meanwhile, or the store is read-only: it is skipped anyway
+            problem += f"; it is ignored, as it could not be set aside ({error.strerror})"
+        self.problems.append(problem)
+        return None
+
+    def _parts(self, table: str) -> list[Path]:
+        pattern = "*.parquet" if table == "cells" else "part-*.parquet"
+        return sorted((self.root / table).glob(pattern))
+
+    def _read(self, table: str, paths: Iterable[Path]) -> Any:
+        parts = [part for path in paths if (part := self._sound(table, path)) is not None]
+        return pa.concat_tables([SCHEMAS[table].empty_table(), *parts])
+
+    def _view(self, view: str, experiment: str | None) -> Any:
+        _check_table(view)
+        if view in ("tasks", "failures", "trials") and experiment is not None:
+            raise ValueError(
+                f"{view} cannot be told by experiment: cells name only the last task of a cell. "
+                f"Take frame({view!r}) and keep the rows whose keys are in the plan"
+            )
+        if view not in _JOINED and (view == "cells" or experiment is None):
+            paths = self._parts(view) if experiment is None else [self._cells(experiment)]
+            return self._read(view, paths)
+        cells = self._view("cells", experiment)
+        keys = cells["task_key"].to_pylist()
+        wanted = sorted({key for key in keys if key})
+        if experiment is None:
+            held = {path.name for path in self._parts(view)}
+            wanted = [key for key in wanted if f"part-{key}.parquet" in held]
+        rows = self._read(view, [self._part(view, key) for key in wanted])
+        return rows if view == "scores" else _join(cells, rows, _JOINED[view])
+
+    def _scores(self) -> Any:
+        """All scores as a data set that is read when asked; a part without a footer is skipped."""
+        sound = []
+        for path in self._parts("scores"):
+            try:
+                pq.read_metadata(path)
+                sound.append(str(path))
+            except (pa.ArrowException, OSError):
+                self._sound("scores", path)
+        checked = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+        return ds.FileSystemDataset.from_paths(
+            sound,
+            schema=SCHEMAS["scores"],
+            format=ds.ParquetFileFormat(default_fragment_scan_options=checked),
+            filesystem=pa.fs.LocalFileSystem(),
+        )
+
+
+def equal(
+    a: Tables, b: Tables, tables: Iterable[str] = ("results", "utility", "scores")
+) -> list[str]:
+    """How two stores differ, but for measured columns, the order of rows and timing attacks.
+
+    Floats are compared bit for bit; one NaN is as good as another.
+
+    Returns:
+        A line for each difference; empty if the tables are equal.
+    """
+    differences = []
+    timing = _timing_keys(a) | _timing_keys(b)
+    for table in tables:
+        names = {path.name: path for path in a._parts(table)}
+        others = {path.name: path for path in b._parts(table)}
+        for name in sorted(names.keys() | others.keys()):
+            mine = a._sound(table, names[name]) if name in names else None
+            theirs = b._sound(table, others[name]) if name in others else None
+            if mine is None or theirs is None:
+                where = "second" if mine is None else "first"
+                differences.append(f"{table}/{name}: sound only in the {where} store")
+            elif table not in ("results", "scores") or name not in timing:
+                differences += [f"{table}/{name}: {line}" for line in _differences(mine, theirs)]
+    return differences
+
+
+def _timing_keys(tables: Tables) -> set[str]:
+    rows = tables._read("results", tables._parts("results"))
+    pairs = zip(rows["task_key"].to_pylist(), rows["attack"].to_pylist(), strict=True)
+    return {f"part-{key}.parquet" for key, attack in pairs if attack == "timing"}
+
+
+def _differences(a: Any, b: Any) -> Iterator[str]:
+    names = [name for name in a.column_names if name not in MEASURED]
+    mine, theirs = _bits(a.select(names)), _bits(b.select(names))
+    only_a, only_b = list((mine - theirs).elements()), list((theirs - mine).elements())
+    if len(only_a) == len(only_b) == 1:
+        for name, left, right in zip(names, only_a[0], only_b[0], strict=True):
+            if left != right:
+                yield f"{name} is {_shown(left)} in the first, {_shown(right)} in the second"
+    elif only_a or only_b:
+        yield f"{len(only_a)} rows only in the first, {len(only_b)} only in the second"
+
+
+def _bits(table: Any) -> Counter[tuple[Any, ...]]:
+    """Rows as tuples in which floats are their bytes, so that -0.0 is not 0.0."""
+    columns = [map(_exact, column.to_pylist()) for column in table.columns]
+    return Counter(zip(*columns, strict=True))
+
+
+def _exact(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_exact, value))
+    if isinstance(value, float):
+        return b"nan" if value != value else struct.pack(">d", value)
+    return value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bytes) and value != b"nan":
+        return repr(struct.unpack(">d", value)[0])
+    return "nan" if value == b"nan" else repr(value)
+
+
+def _check_table(table: str) -> None:
+    if table not in SCHEMAS:
+        raise ValueError(f"no table is named {table!r}; known: {', '.join(SCHEMAS)}")
+
+
+def _key_column(table: str) -> str:
+    return "key" if "key" in SCHEMAS[table].names else "task_key"
+
+
+def _rows_to_arrow(table: str, rows: Sequence[Mapping[str, Any]], owner: str, key: str) -> Any:
+    """Rows as Arrow, the column `owner` being `key` throughout."""
+    schema = SCHEMAS[table]
+    for row in rows:
+        if unknown := sorted(row.keys() - set(schema.names)):
+            raise ValueError(
+                f"table {table}: no column is named {unknown[0]!r}; "
+                f"known: {', '.join(schema.names)}"
+            )
+        if row.get(owner, key) != key:
+            raise ValueError(f"table {table}: {owner} is {row[owner]!r} in the part of {key!r}")
+    columns = {
+        field.name: [_checked(table, field, row.get(field.name)) for row in rows]
+        for field in schema
+        if field.name != owner
+    }
+    return pa.table(columns | {owner: [key] * len(rows)}, schema=schema)
+
+
+_NO_LIST = object()
+
+
+def _checked(table: str, field: Any, value: Any) -> Any:
+    """`value` if the column can hold it; pyarrow alone would turn 1.0 into 1 and True into 1."""
+    if value is None:
+        return None
+    items: list[Any] = [value]
+    kind = field.type
+    if pa.types.is_list(kind):
+        kind = kind.value_type
+        # Text is iterable too, but no list: its own type fails the check below.
+        items = list(value) if isinstance(value, list | tuple | set | frozenset) else [_NO_LIST]
+    for item in items:
+        known = isinstance(item, _KINDS[kind])
+        if not known or (kind != _BOOL and isinstance(item, bool)):
+            raise TypeError(
+                f"table {table}: column {field.name} holds {field.type}, got {value!r} "
+                f"({type(value).__name__})"
+            )
+        if kind == _TIME and item.tzinfo is None:
+            raise ValueError(
+                f"table {table}: column {field.name} holds UTC times, got {value!r} without a "
+                "time zone; use datetime.now(UTC)"
+            )
+        if kind == _WHOLE and not -(2**63) <= item < 2**63:
+            raise ValueError(f"table {table}: column {field.name} is {value}, beyond 64 bits")
+    return sorted(items) if isinstance(value, set | frozenset) else value
+
+
+def _read_part(table: str, path: Path) -> Any:
+    """The rows of a part, in the columns of today's schema.
+
+    Raises:
+        FileNotFoundError: there is no such part.
+        _PartDamagedError: it is not what was written.
+    """
+    schema = SCHEMAS[table]
+    data = path.read_bytes()
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        part = file.read(use_threads=False)  # threads cost more than a row is worth
+        written = part.schema
+        seal = (written.metadata or {}).get(_SEAL.encode(), b"").decode()
+        digest = _digest(part)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _PartDamagedError(str(error)) from error
+    if seal != digest:
+        raise _PartDamagedError("its rows do not match their checksum")
+    columns = []
+    for field in schema:
+        if field.name not in written.names:  # written before the column was added
+            columns.append(pa.nulls(len(part), field.type))
+        elif written.field(field.name).type != field.type:
+            raise _PartDamagedError(f"column {field.name} holds {written.field(field.name).type}")
+        else:
+            columns.append(part[field.name])
+    rows = pa.Table.from_arrays(columns, schema=schema)
+    owner = "experiment" if table == "cells" else _key_column(table)
+    expected = path.stem if table == "cells" else path.stem.removeprefix("part-")
+    if set(rows[owner].to_pylist()) - {expected}:
+        raise _PartDamagedError(f"its {owner} is not the one in its name")
+    return rows
+
+
+def _digest(table: Any) -> str:
+    """SHA-256 over names and values."""
+    digest = hashlib.sha256(repr(table.column_names).encode())
+    for column in table.columns:
+        if column.type == _TIME:
+            column = column.cast(_WHOLE)
+        if column.null_count == 0 and column.type in (_REAL, _WHOLE, _BOOL):
+            values = column.to_numpy().tobytes()
+        else:
+            values = repr(column.to_pylist()).encode()
+        digest.update(b"%d:" % len(values) + values)
+    return digest.hexdigest()
+
+
+def _join(cells: Any, rows: Any, shown: Mapping[str, str]) -> Any:
+    """A row for each cell and row of its task, in the order of the cells."""
+    found: dict[str, list[int]] = {}
+    for index, key in enumerate(rows["task_key"].to_pylist()):
+        found.setdefault(key, []).append(index)
+    keys = cells["task_key"].to_pylist()
+    pairs = [(cell, row) for cell, key in enumerate(keys) for row in found.get(key, ())]
+    left = cells.take(pa.array([cell for cell, _ in pairs], pa.int64()))
+    right = rows.take(pa.array([row for _, row in pairs], pa.int64()))
+    columns = {name: left[column] for column, name in shown.items()}
+    return pa.table(columns | {name: right[name] for name in rows.column_names})
+
+
+def _naive(table: Any) -> Any:
+    """Times without their zone: DuckDB hands zoned ones to Python only where pytz is installed."""
+    fields = [
+        field.with_type(pa.timestamp("us")) if field.type == _TIME else field
+        for field in table.schema
+    ]
+    return table.cast(pa.schema(fields))

@@ -1,0 +1,153 @@
+"""Promises every attack keeps, checked on every file in attacks/."""
+
+import importlib
+import inspect
+import random
+from pathlib import Path
+from typing import Any
+
+import attacks
+import numpy as np
+import pytest
+import torch
+from attacks.base import Attack, Planning
+from pydantic import ValidationError
+from sklearn.metrics import roc_auc_score
+
+FILES = sorted(
+    path.stem
+    for path in Path(attacks.__path__[0]).glob("*.py")
+    if not path.stem.startswith("_") and path.stem != "base"
+)
+THREAT_MODELS = {
+    "BB-score",
+    "BB-shadow",
+    "BB-blind",
+    "BB-pop",
+    "BB-label",
+    "BB-adaptive",
+    "BB-defense-white",
+}
+ASK_ONCE = {"gap", "metric", "ml_leaks", "nsh"}
+
+
+def classes_in(name: str) -> list[type[Attack]]:
+    module = importlib.import_module(f"attacks.{name}")
+    return [
+        value
+        for key, value in vars(module).items()
+        if inspect.isclass(value)
+        and issubclass(value, Attack)
+        and value.__module__ == module.__name__
+        and not key.startswith("_")
+    ]
+
+
+@pytest.fixture(params=FILES)
+def attack_class(request: Any) -> type[Attack]:
+    return classes_in(request.param)[0]
+
+
+@pytest.fixture
+def attack(attack_class: type[Attack]) -> Attack:
+    if attack_class.score is Attack.score:
+        pytest.skip("not a membership attack: it defines no score()")
+    return attack_class(**attack_class.PRESETS.get("cpu", {}))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_holds_one_public_attack(name: str) -> None:
+    assert len(classes_in(name)) == 1
+
+
+def test_class_says_what_results_need(attack_class: type[Attack]) -> None:
+    assert isinstance(attack_class.VERSION, int)
+    assert attack_class.THREAT_MODEL in THREAT_MODELS
+    assert attack_class.ACCESS in {"score", "label"}
+    assert attack_class.__doc__ and "Source:" in attack_class.__doc__
+    assert set(attack_class.PRESETS) <= {"paper", "sound", "cpu"}
+    for fields in attack_class.PRESETS.values():
+        attack_class(**fields)
+
+
+def test_fields_are_frozen_typos_are_refused_and_help_is_given(attack: Attack) -> None:
+    with pytest.raises(ValidationError):
+        type(attack)(no_such_field=1)
+    for name, info in type(attack).model_fields.items():
+        assert info.description
+        with pytest.raises(ValidationError):
+            setattr(attack, name, getattr(attack, name))
+
+
+def test_scores_are_finite_float64_and_the_same_bits_again(attack: Attack, world: Any) -> None:
+    first, _ = world.run(attack, seed=3)
+    again, _ = world.run(attack, seed=3)
+    assert first.shape == (len(world.parts["eval"]),)
+    assert first.dtype == np.float64
+    assert np.isfinite(first).all()
+    assert first.tobytes() == again.tobytes()
+
+
+def test_inputs_and_global_random_state_are_untouched(attack: Attack, world: Any) -> None:
+    # The world's own arrays are read-only; fancy indexing copies them into writable ones here.
+    known, query = world.knowledge(attack, 0), world.service(attack.ACCESS)
+    rows = world.parts["eval"][:50]
+    arrays = [world.x[rows], world.y[rows], known.rows]
+    for part in (known.fit, known.cal):
+        arrays += [part.x, part.y, part.is_member]
+    for model in known.trained:
+        arrays += [model.rows, *model.weights.values()]
+    before = [a.tobytes() for a in arrays]
+    numpy_state = str(np.random.get_state())  # noqa: NPY002
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    attack.score(query, known, arrays[0], arrays[1], seed=0)
+    assert [a.tobytes() for a in arrays] == before
+    assert str(np.random.get_state()) == numpy_state  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert random.getstate() == python_state
+
+
+def test_the_judged_records_are_asked_once(attack: Attack, world: Any) -> None:
+    if type(attack).__module__.removeprefix("attacks.") not in ASK_ONCE:
+        pytest.skip("this attack asks as often as its paper says")
+    known, query = world.knowledge(attack, 0), world.service(attack.ACCESS)
+    rows = world.parts["eval"][:37]
+    attack.score(query, known, world.x[rows], world.y[rows], seed=0)
+    assert query.num_queries == 37
+
+
+def test_a_score_does_not_depend_on_the_other_records(attack: Attack, world: Any) -> None:
+    if type(attack).THREAT_MODEL == "BB-blind":
+        pytest.skip("a blind attack compares the judged records with each other")
+    known, rows = world.knowledge(attack, 0), world.parts["eval"][:20]
+    x, y = world.x[rows], world.y[rows]
+    together = attack.score(world.service(attack.ACCESS), known, x, y, seed=0)
+    reverse = attack.score(world.service(attack.ACCESS), known, x[::-1], y[::-1], seed=0)[::-1]
+    alone = attack.score(world.service(attack.ACCESS), known, x[:1], y[:1], seed=0)
+    np.testing.assert_allclose(reverse, together, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(alone, together[:1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_classes", [2, 530])
+def test_any_number_of_classes(attack: Attack, make_world: Any, num_classes: int) -> None:
+    world = make_world(num_classes=num_classes, per_side=60)
+    scores, _ = world.run(attack)
+    assert scores.shape == (60,)
+    assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("scale", [0.0, 3.0])
+def test_released_rows_need_not_be_distributions(attack: Attack, world: Any, scale: float) -> None:
+    scores, _ = world.run(attack, defend=lambda confidence: confidence * scale)
+    assert np.isfinite(scores).all()
+
+
+def test_overfitting_is_found(attack: Attack, world: Any) -> None:
+    scores, is_member = world.run(attack)
+    assert roc_auc_score(is_member, scores) > 0.6
+
+
+def test_nothing_is_found_where_nothing_is(attack: Attack, independent_world: Any) -> None:
+    scores, is_member = independent_world.run(attack)
+    # Four standard deviations of the AUC under chance, 300 records a side.
+    assert abs(roc_auc_score(is_member, scores) - 0.5) < 4 * np.sqrt(601 / (12 * 300 * 300))

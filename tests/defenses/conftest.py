@@ -1,0 +1,193 @@
+"""A small real world for defenses: an overfitted model, its members, and reference records."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.special import softmax
+from torch import nn
+
+from defenses.base import Defense, OutputDefense, Records, Reference
+
+torch.set_num_threads(1)
+
+NUM_FEATURES = 16
+
+
+class RowNoise:
+    """Noise keyed by row, so that a row draws the same in every batch; None: deterministic."""
+
+    def __init__(self, rows: Any, seed: int | None = 0):
+        self.rows, self.seed, self.calls = np.atleast_1d(rows), seed, 0
+
+    def _draw(self, shape: tuple[int, ...], kind: str, mean: float) -> NDArray[np.float64]:
+        assert shape[0] == len(self.rows)
+        self.calls += 1
+        if self.seed is None:
+            return np.full(shape, mean)
+        keys = [[self.seed, self.calls, int(row)] for row in self.rows]
+        return np.stack([getattr(np.random.default_rng(key), kind)(size=shape[1:]) for key in keys])
+
+    def normal(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        return self._draw(shape, "normal", 0.0)
+
+    def uniform(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        return self._draw(shape, "uniform", 0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A trained model, with the defense fitted around it if it has one."""
+
+    weights: Mapping[str, NDArray[Any]]
+    state: Mapping[str, NDArray[Any]]
+    defense: Defense | None = None
+
+    def answer(self, x: NDArray[Any]) -> NDArray[np.float64]:
+        confidence = confidences(self.weights, x)
+        if isinstance(self.defense, OutputDefense):
+            confidence = self.defense.apply(confidence, self.state, RowNoise(range(len(x))))
+        return confidence
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """A `Setting`. Without weights it is that of a training defense, which has no answers."""
+
+    members: Records
+    reference: Reference
+    num_classes: int
+    weights: Mapping[str, NDArray[Any]] | None = None
+    trained: tuple[Model, ...] = ()
+    device: str = "cpu"
+
+    def answer(self, x: NDArray[Any]) -> NDArray[np.float64]:
+        assert self.weights is not None, "a training defense asked for answers"
+        return confidences(self.weights, x)
+
+    def train(self, records: Records, *, seed: int, **overrides: Any) -> dict[str, NDArray[Any]]:
+        return train(records, self.num_classes, seed=seed, **overrides)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """An `Outline`: members are the first rows, reference records the rest."""
+
+    member_rows: NDArray[np.int64]
+    reference_rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    num_classes: int
+
+    def training(self, **asked: Any) -> dict[str, Any]:
+        return asked
+
+
+def network(num_classes: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(NUM_FEATURES, 96), nn.Tanh(), nn.Linear(96, num_classes))
+
+
+def train(
+    records: Records,
+    num_classes: int,
+    *,
+    seed: int,
+    epochs: int = 150,
+    weight_decay: float = 0.0,
+    learning_rate: float = 0.02,
+) -> dict[str, NDArray[Any]]:
+    """Full-batch training until the members are memorised."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = network(num_classes)
+    adam = torch.optim.Adam(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    x, y = torch.tensor(records.x), torch.tensor(records.y)
+    for _ in range(epochs):
+        adam.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        adam.step()
+    return {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+def confidences(weights: Mapping[str, NDArray[Any]], x: NDArray[Any]) -> NDArray[np.float64]:
+    model = network(len(weights["2.bias"]))
+    model.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
+    with torch.no_grad():
+        logits = model(torch.tensor(x)).numpy()
+    return softmax(logits.astype(np.float64), axis=1)
+
+
+@cache
+def _world(num_classes: int) -> World:
+    rng = np.random.default_rng(num_classes)
+    num_rows = max(300, 2 * num_classes)
+    centres = rng.normal(size=(num_classes, NUM_FEATURES))
+
+    def records() -> Records:
+        y = rng.permutation(np.arange(num_rows) % num_classes)
+        x = centres[y] + 0.8 * rng.normal(size=(num_rows, NUM_FEATURES))
+        # Noisy labels, so that what the model learns of its members is not true of others.
+        y = np.where(rng.random(num_rows) < 0.2, rng.integers(num_classes, size=num_rows), y)
+        return Records(x.astype(np.float32), y)
+
+    members, reference = records(), records()
+    cut = num_rows * 4 // 5
+    x, y = reference.x, reference.y
+    return World(
+        members=members,
+        reference=Reference(x, y, Records(x[:cut], y[:cut]), Records(x[cut:], y[cut:])),
+        num_classes=num_classes,
+        weights=train(members, num_classes, seed=1),
+    )
+
+
+def _prepared(defense: Defense, world: World, seed: int) -> World:
+    """The world with everything trained that the defense asks for."""
+    if not hasattr(defense, "trainings"):
+        return world
+    x = np.concatenate([world.members.x, world.reference.x])
+    y = np.concatenate([world.members.y, world.reference.y])
+    num_members = len(world.members)
+    plan = Plan(np.arange(num_members), np.arange(num_members, len(y)), y, world.num_classes)
+    trained = []
+    for asked in defense.trainings(plan, seed=seed):
+        rows, inner = asked.get("rows"), asked.get("defense")
+        weights, surroundings = getattr(world, "weights", None), world
+        if rows is not None:
+            part = Records(x[rows], y[rows])
+            weights = train(part, world.num_classes, seed=asked.get("seed") or seed)
+            surroundings = replace(world, members=part, weights=weights)
+        state = {} if inner is None else _fitted(inner, surroundings, seed)[0]
+        trained.append(Model(weights or {}, state, inner))
+    return replace(world, trained=tuple(trained))
+
+
+def _fitted(defense: Defense, world: World, seed: int = 0) -> tuple[dict[str, NDArray[Any]], World]:
+    ready = _prepared(defense, world, seed)
+    return (defense.fit(ready, seed=seed) if hasattr(defense, "fit") else {}), ready
+
+
+@pytest.fixture
+def make_world() -> Callable[[int], World]:
+    """The world with C classes: its model is overfitted, its members' answers saturated."""
+    return _world
+
+
+@pytest.fixture
+def fitted() -> Callable[..., tuple[dict[str, NDArray[Any]], World]]:
+    """Fit a defense as the plan would: what it asks for first, then itself."""
+    return _fitted
+
+
+@pytest.fixture
+def prepared() -> Callable[[Defense, World, int], World]:
+    return _prepared
+
+
+@pytest.fixture
+def make_noise() -> type[RowNoise]:
+    return RowNoise

@@ -1,0 +1,596 @@
+"""Metrics against slow references, known laws, and simulations of what intervals promise."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from tasks.metrics import (
+    Calibration,
+    accuracy_interval,
+    attack_metrics,
+    auc,
+    auc_interval,
+    bca_bootstrap,
+    calibrate,
+    class_independence,
+    clopper_pearson,
+    decisions,
+    delong,
+    delong_paired,
+    ece,
+    epsilon_lower_bound,
+    equivalent,
+    l1,
+    max_null_band,
+    seed_interval,
+    tpr_at_fpr,
+)
+
+
+@st.composite
+def judged(draw, min_size=1):
+    """Scores with many ties, and membership with `min_size` of each kind, in any order."""
+    values = st.integers(-4, 4) | st.floats(-3, 3, allow_subnormal=False)
+    members = draw(st.lists(values, min_size=min_size, max_size=12))
+    nonmembers = draw(st.lists(values, min_size=min_size, max_size=12))
+    order = draw(st.permutations(range(len(members) + len(nonmembers))))
+    score = np.array(members + nonmembers, dtype=float)[order]
+    return score, (np.arange(len(score)) < len(members))[order]
+
+
+def normal(num_in, num_out, shift, seed):
+    rng = np.random.default_rng(seed)
+    member = rng.permutation(np.arange(num_in + num_out) < num_in)
+    return rng.normal(size=member.size) + shift * member, member
+
+
+def balanced(called, member):
+    """TPR and TNR counted in loops, as a whole number to compare without rounding."""
+    tp = sum(1 for c, m in zip(called, member, strict=True) if c and m)
+    tn = sum(1 for c, m in zip(called, member, strict=True) if not c and not m)
+    return tp * int((~member).sum()) + tn * int(member.sum())
+
+
+def all_cuts(score):
+    """Every `score > cut` there is. Cuts at the scores: midway, rounding may land on one of two."""
+    return [-np.inf, *np.unique(score)]
+
+
+# --- AUC and DeLong
+
+
+def pair_matrix(score, member):
+    return np.array([[float(a > b) + (a == b) / 2 for b in score[~member]] for a in score[member]])
+
+
+@given(judged())
+def test_auc_is_the_share_of_pairs_won(case):
+    assert auc(*case) == pytest.approx(pair_matrix(*case).mean(), abs=1e-12)
+
+
+@given(judged())
+def test_auc_sees_only_the_order(case):
+    score, member = case
+    order = np.searchsorted(np.unique(score), score)
+    assert auc(np.exp(order.astype(float)) - 7, member) == auc(score, member)
+
+
+@given(judged())
+def test_turning_scores_or_membership_around_complements_the_auc(case):
+    score, member = case
+    assert auc(-score, member) == pytest.approx(1 - auc(score, member), abs=1e-12)
+    assert auc(score, ~member) == pytest.approx(1 - auc(score, member), abs=1e-12)
+
+
+@given(judged(min_size=2))
+def test_delong_equals_its_definition_over_all_pairs(case):
+    pairs = pair_matrix(*case)
+    value, variance = delong(*case)
+    slow = pairs.mean(1).var(ddof=1) / pairs.shape[0] + pairs.mean(0).var(ddof=1) / pairs.shape[1]
+    assert value == pytest.approx(pairs.mean(), abs=1e-12)
+    assert variance == pytest.approx(slow, abs=1e-12)
+
+
+@given(judged(min_size=2), st.randoms(use_true_random=False))
+def test_paired_delong_equals_its_definition_over_all_pairs(case, random):
+    score, member = case
+    other = np.array([random.choice([-1.0, 0.0, 1.0]) for _ in score]) + score
+    pairs = pair_matrix(score, member) - pair_matrix(other, member)
+    slow = pairs.mean(1).var(ddof=1) / pairs.shape[0] + pairs.mean(0).var(ddof=1) / pairs.shape[1]
+    assume(slow > 1e-9)
+    difference, p_value = delong_paired(score, other, member)
+    assert difference == pytest.approx(pairs.mean(), abs=1e-12)
+    expected = 2 * stats.norm.sf(abs(pairs.mean()) / np.sqrt(slow))
+    assert p_value == pytest.approx(expected, abs=1e-9)
+
+
+def test_paired_delong_where_nothing_varies():
+    member = np.arange(12) < 6
+    perfect, constant = member.astype(float), np.zeros(12)
+    assert delong_paired(perfect, perfect, member) == (0.0, 1.0)
+    assert delong_paired(perfect, constant, member) == (0.5, 2.0**-5)
+
+
+def test_paired_delong_rejects_five_percent_of_equal_attacks():
+    p_values = []
+    for seed in range(600):
+        shared, member = normal(60, 60, 0.7, seed)
+        noise = np.random.default_rng([seed, 1]).normal(size=(2, member.size))
+        p_values.append(delong_paired(shared + noise[0], shared + noise[1], member)[1])
+    assert 0.025 < np.mean(np.array(p_values) < 0.05) < 0.08
+
+
+def test_delong_and_bootstrap_intervals_have_the_same_width():
+    for shift, seed in ((0.2, 1), (1.0, 2)):
+        score, member = normal(150, 200, shift, seed)
+        _, low, high = auc_interval(score, member)
+        boot_low, boot_high = bca_bootstrap(auc, [score, member], member, seed=0)
+        assert high - low == pytest.approx(boot_high - boot_low, rel=0.1)
+        assert low == pytest.approx(boot_low, abs=0.1 * (high - low))
+
+
+@given(judged())
+def test_auc_interval_is_around_the_auc_and_within_0_and_1(case):
+    value, low, high = auc_interval(*case)
+    if min(case[1].sum(), (~case[1]).sum()) == 1 and not np.isfinite(low):
+        return
+    assert 0 <= low <= value + 1e-12
+    assert value - 1e-12 <= high <= 1
+
+
+def test_perfect_separation_leaves_room_for_doubt():
+    member = np.arange(20) < 10
+    p = 0.025**0.1
+    assert auc_interval(member.astype(float), member) == pytest.approx((1, p, 1))
+    assert auc_interval(-member.astype(float), member) == pytest.approx((0, 0, 1 - p))
+    assert auc_interval(np.zeros(20), member) == pytest.approx((0.5, p / 2, 1 - p / 2))
+
+
+# --- Calibration
+
+
+@given(judged())
+def test_calibration_finds_the_best_of_all_cuts_and_signs(case):
+    score, member = case
+    calibration = calibrate(score, member)
+    best = {
+        sign: max(balanced(sign * score > cut, member) for cut in all_cuts(sign * score))
+        for sign in (1, -1)
+    }
+    assert balanced(decisions(score, calibration), member) == max(best.values())
+    assert calibration.sign == (-1 if best[-1] > best[1] else 1)
+    assert balanced(score > calibration.threshold_raw, member) == best[1]
+
+
+@given(judged())
+def test_calibrated_threshold_is_midway_between_neighbouring_scores(case):
+    score, member = case
+    calibration = calibrate(score, member)
+    values = np.unique(calibration.sign * score)
+    midway = [(a + b) / 2 for a, b in pairwise(values)]
+    chance = balanced(decisions(score, calibration), member) == member.sum() * (~member).sum()
+    assert chance == (calibration.threshold == np.inf)
+    assert chance or np.isclose(midway, calibration.threshold, rtol=1e-15, atol=0).any()
+
+
+def test_of_equally_good_cuts_the_widest_gap_then_the_lowest_wins():
+    member = np.array([False, True, False, True])
+    assert calibrate([0.0, 1.0, 2.0, 3.0], member).threshold == 0.5
+    assert calibrate([0.0, 1.0, 2.0, 5.0], member).threshold == 3.5
+
+
+def test_adjacent_floating_point_scores_are_told_apart():
+    for low in (1.0, -1.0, 5e-324):
+        score = np.array([low, np.nextafter(low, np.inf)])
+        for member in (np.array([False, True]), np.array([True, False])):
+            assert (decisions(score, calibrate(score, member)) == member).all()
+
+
+@given(st.floats(-1e300, 1e300), st.integers(1, 9), st.integers(1, 9))
+def test_constant_scores_give_exactly_one_half(value, num_in, num_out):
+    member = np.arange(num_in + num_out) < num_in
+    score = np.full(member.size, value)
+    row = attack_metrics(score, member, calibrate(score, member))
+    assert row["attack_accuracy"] == row["attack_accuracy_unsigned"] == row["auc"] == 0.5
+    assert row["tpr_at_fpr_0_01"] == row["epsilon_lower_bound"] == row["recall"] == 0
+    assert np.isnan(row["precision"])
+
+
+@given(judged(), st.integers(-5, 5))
+def test_a_flipped_given_threshold_is_the_exact_complement(case, threshold):
+    score, member = case
+    calibration = calibrate(score, member, threshold=threshold)
+    raw = score > threshold
+    assert calibration.threshold_raw == threshold
+    assert (decisions(score, calibration) == (raw if calibration.sign == 1 else ~raw)).all()
+
+
+def test_a_given_threshold_flips_only_beyond_one_standard_error():
+    member = np.arange(200) < 100
+
+    def called(num_in, num_out):
+        return np.concatenate([np.arange(100) < num_in, np.arange(100) < num_out]).astype(float)
+
+    # One standard error of TPR - FPR is 0.0707 here: 7 of 100 is noise, 8 of 100 is not.
+    assert calibrate(called(47, 54), member, threshold=0.5).sign == 1
+    assert calibrate(called(46, 54), member, threshold=0.5).sign == -1
+    assert calibrate(called(60, 40), member, threshold=0.5).sign == 1
+
+
+def test_a_sign_fitted_to_noise_does_not_bias_the_judged_accuracy():
+    accuracies = []
+    for seed in range(600):
+        score, member = normal(60, 60, 0, seed)
+        calibration = calibrate(score[:30], member[:30])
+        accuracies.append(attack_metrics(score[30:], member[30:], calibration)["attack_accuracy"])
+    assert abs(np.mean(accuracies) - 0.5) < 4 * np.std(accuracies) / np.sqrt(len(accuracies))
+
+
+def test_an_inverted_attack_is_leakage_once_signed():
+    score, member = normal(1000, 1000, -1.0, 3)
+    row = attack_metrics(score, member, calibrate(*normal(500, 500, -1.0, 4)))
+    assert row["attack_accuracy"] > 0.65
+    assert row["auc"] > 0.72
+    assert row["attack_accuracy_unsigned"] < 0.52
+
+
+# --- Rates
+
+
+@given(judged(), st.sampled_from([0.0, 0.001, 0.1, 0.25, 1 / 3, 0.5, 1.0]))
+def test_tpr_at_fpr_is_the_best_of_all_thresholds(case, alpha):
+    score, member = case
+    rates = [
+        (np.mean(score[member] > cut), np.mean(score[~member] > cut)) for cut in all_cuts(score)
+    ]
+    assert tpr_at_fpr(score, member, alpha) == max(tpr for tpr, fpr in rates if fpr <= alpha)
+
+
+def test_ties_with_too_many_nonmembers_give_no_tpr():
+    member = np.arange(200) < 100
+    score = np.r_[np.ones(50), np.zeros(50), np.ones(2), np.zeros(98)]
+    assert tpr_at_fpr(score, member, 0.01) == 0
+    assert tpr_at_fpr(score, member, 0.02) == 0.5
+
+
+def test_the_false_positive_rate_is_compared_without_rounding_it_down():
+    member = np.arange(200) < 100
+    score = np.r_[np.ones(100), np.ones(29), np.zeros(71)]
+    assert tpr_at_fpr(score, member, 0.29) == 1  # 0.29 * 100 is 28.999999999999996
+
+
+def test_clopper_pearson_limits_are_where_the_binomial_tails_reach_their_level():
+    successes, n = np.array([1, 5, 37]), np.array([9, 5, 80])
+    low, high = clopper_pearson(successes, n)
+    assert stats.binom.sf(successes - 1, n, low) == pytest.approx(0.025)
+    assert stats.binom.cdf(successes, n, high)[[0, 2]] == pytest.approx(0.025)
+    assert high[1] == 1
+    assert clopper_pearson(0, 0) == (0, 1)
+    assert clopper_pearson(0, 1000)[1] == pytest.approx(3.69 / 1000, rel=3e-3)
+
+
+@pytest.mark.parametrize("n", [1, 7, 40, 300])
+def test_clopper_pearson_covers_at_least_95_percent_for_every_rate(n):
+    counts = np.arange(n + 1)
+    low, high = clopper_pearson(counts, n)
+    for rate in np.linspace(0.001, 0.999, 200):
+        covered = (low <= rate) & (rate <= high)
+        assert stats.binom.pmf(counts, n, rate)[covered].sum() >= 0.95
+
+
+@pytest.mark.parametrize(("num_in", "num_out"), [(40, 40), (30, 90)])
+def test_balanced_accuracy_intervals_cover(num_in, num_out):
+    rng = np.random.default_rng(5)
+    member = np.arange(num_in + num_out) < num_in
+    covered = 0
+    for _ in range(600):
+        called = np.where(member, rng.random(member.size) < 0.8, rng.random(member.size) < 0.3)
+        row = attack_metrics(called.astype(float), member, Calibration(0.5, 1, 0.5))
+        covered += row["attack_accuracy_low"] <= 0.75 <= row["attack_accuracy_high"]
+    assert covered >= 0.94 * 600
+
+
+@given(judged(), st.integers(-3, 3))
+def test_a_row_counts_what_a_loop_counts(case, threshold):
+    score, member = case
+    row = attack_metrics(score, member, Calibration(threshold, 1, threshold))
+    pairs = list(zip(score > threshold, member, strict=True))
+    tp, fp = pairs.count((True, True)), pairs.count((True, False))
+    fn, tn = pairs.count((False, True)), pairs.count((False, False))
+    assert row["attack_accuracy"] == pytest.approx((tp / (tp + fn) + tn / (tn + fp)) / 2)
+    assert row["accuracy_unbalanced"] == (tp + tn) / len(score)
+    assert row["recall"] == tp / (tp + fn)
+    assert row["precision"] == pytest.approx(tp / (tp + fp) if tp + fp else np.nan, nan_ok=True)
+    assert row["attack_accuracy_low"] <= row["attack_accuracy"] + 1e-12
+    assert row["attack_accuracy"] <= row["attack_accuracy_high"] + 1e-12
+    assert ("unbalanced" in row["flags"]) == (tp + fn != tn + fp)
+
+
+@given(st.integers(2, 40), st.integers(0, 10**6))
+def test_accuracy_follows_from_precision_and_recall_on_equal_groups(size, seed):
+    score, member = normal(size, size, 0.5, seed)
+    row = attack_metrics(score, member, Calibration(0.0, 1, 0.0))
+    assume(row["recall"] > 0)
+    recall, precision = row["recall"], row["precision"]
+    identity = (recall + 1 - recall * (1 - precision) / precision) / 2
+    assert row["attack_accuracy"] == pytest.approx(identity)
+
+
+def test_small_groups_are_flagged():
+    def flags(num_in, num_out):
+        score, member = normal(num_in, num_out, 0, 0)
+        return attack_metrics(score, member, Calibration(0.0, 1, 0.0))["flags"]
+
+    assert flags(999, 999) == ["underpowered", "underpowered_0_001"]
+    assert flags(999, 1000) == ["underpowered_0_001", "unbalanced"]
+    assert flags(10_000, 10_000) == []
+
+
+def test_bad_input_is_refused_with_its_reason():
+    member = np.array([True, False])
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        auc([0.0, np.nan], member)
+    with pytest.raises(ValueError, match="at least one of each"):
+        calibrate([0.0, 1.0], [True, True])
+    with pytest.raises(ValueError, match=r"both must be \[N\]"):
+        tpr_at_fpr([0.0], member, 0.1)
+    with pytest.raises(ValueError, match=r"\[1 2\]"):
+        auc([0.0, 1.0], [1, 2])
+    with pytest.raises(ValueError, match="got 3 of 2"):
+        clopper_pearson(3, 2)
+    with pytest.raises(ValueError, match="threshold is NaN"):
+        calibrate([0.0, 1.0], member, threshold=np.nan)
+
+
+# --- Epsilon
+
+
+def test_randomised_response_keeps_its_epsilon():
+    rng = np.random.default_rng(8)
+    bounds = []
+    for _ in range(400):
+        member = rng.random(4000) < 0.5
+        truthful = rng.random(4000) < np.e / (1 + np.e)
+        bounds.append(epsilon_lower_bound((member == truthful).astype(float), member))
+    assert np.mean(np.array(bounds) <= 1) >= 0.95
+    assert np.median(bounds) > 0.75  # a bound that says nothing would pass the line above
+
+
+def test_epsilon_reaches_its_ceiling_on_perfect_separation():
+    member = np.tile([True, True, False, False], 500)
+    bound = epsilon_lower_bound(member.astype(float), member)
+    assert np.log(500 / 3.69) - 0.02 < bound <= np.log(500 / 3.68)
+
+
+def test_epsilon_sees_certain_nonmembers_too():
+    member = np.tile([True, True, False, False], 500)
+    score = np.where(member, 1.0, np.random.default_rng(0).random(2000) < 0.5)
+    assert epsilon_lower_bound(score, member) > 3
+    assert epsilon_lower_bound(-score, ~member) > 3
+
+
+def test_epsilon_of_noise_is_mostly_0_and_of_too_few_records_always():
+    bounds = [epsilon_lower_bound(*normal(100, 100, 0, seed)) for seed in range(200)]
+    assert np.mean(np.array(bounds) > 0) <= 0.05
+    assert epsilon_lower_bound([1.0, 0.0, 0.1], [True, False, False]) == 0
+
+
+# --- Bootstrap and seeds
+
+
+def test_bca_agrees_with_scipy_on_two_skewed_samples():
+    rng = np.random.default_rng(1)
+    first, second = rng.exponential(size=30), rng.exponential(size=50) + 0.5
+
+    def ratio(values, is_first):
+        return values[is_first].mean() / values[~is_first].mean()
+
+    is_first = np.arange(80) < 30
+    ours = bca_bootstrap(ratio, [np.r_[first, second], is_first], is_first, seed=0, resamples=9000)
+
+    def reference(method):
+        result = stats.bootstrap(
+            (first, second),
+            lambda a, b, axis: a.mean(axis) / b.mean(axis),
+            n_resamples=9000,
+            method=method,
+            rng=np.random.default_rng(2),
+        )
+        return np.array(result.confidence_interval)
+
+    bca, percentile = reference("BCa"), reference("percentile")
+    tolerance = 0.04 * np.ptp(bca)
+    assert ours == pytest.approx(tuple(bca), abs=tolerance)
+    assert abs(bca[1] - percentile[1]) > 2 * tolerance  # the corrections are not negligible here
+
+
+def test_strata_keep_their_sizes():
+    member = np.arange(30) < 10
+    assert bca_bootstrap(np.mean, [member], member, seed=0, resamples=50) == (1 / 3, 1 / 3)
+
+
+def test_duplicates_add_no_certainty():
+    score, member = normal(40, 40, 0.5, 6)
+    once = bca_bootstrap(auc, [score, member], member, seed=0, resamples=1000)
+    row = np.repeat(np.arange(80), 4)
+    copied = [score[row], member[row]]
+    clustered = bca_bootstrap(auc, copied, member[row], seed=0, resamples=1000, clusters=row)
+    naive = bca_bootstrap(auc, copied, member[row], seed=0, resamples=1000)
+    assert clustered == pytest.approx(once, abs=1e-9)
+    assert np.ptp(naive) < 0.65 * np.ptp(once)
+
+
+def test_bootstrap_refuses_what_it_cannot_resample():
+    values = np.arange(4.0)
+    with pytest.raises(ValueError, match="cluster 7 lies in two strata"):
+        bca_bootstrap(np.mean, [values], np.array([0, 1, 0, 1]), seed=0, clusters=np.full(4, 7))
+    with pytest.raises(ValueError, match="NaN on"):
+        bca_bootstrap(lambda v: np.nan, [values], seed=0, resamples=10)
+
+
+def test_seed_interval_and_equivalence_agree_with_scipy():
+    values = np.array([0.503, 0.511, 0.492, 0.5, 0.507])
+    mean, low, high = seed_interval(values)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (mean, low, high) == pytest.approx((values.mean(), expected.low, expected.high))
+    above = stats.ttest_1samp(values, 0.485, alternative="greater").pvalue
+    below = stats.ttest_1samp(values, 0.515, alternative="less").pvalue
+    assert equivalent(values) == pytest.approx(max(above, below))
+    assert equivalent(values + 0.02) > 0.5
+    assert np.isnan([*seed_interval([0.5])[1:], equivalent([0.5])]).all()
+    assert (equivalent([0.5, 0.5]), equivalent([0.6, 0.6])) == (0, 1)
+
+
+# --- Max-null band
+
+
+def null_case(rng, num_seeds, num_attacks, size):
+    """Dependent attacks on membership that no score knows."""
+    scores = [
+        rng.normal(size=(num_attacks, size)) + rng.normal(size=size) for _ in range(num_seeds)
+    ]
+    member = [rng.permutation(np.arange(size) < size // 3) for _ in range(num_seeds)]
+    return scores, [score > 0.3 for score in scores], member
+
+
+def test_band_agrees_with_permuting_one_by_one():
+    rng = np.random.default_rng(0)
+    scores, called, member = null_case(rng, 2, 3, 30)
+
+    def advantages(members):
+        accuracy = [
+            [np.mean(c[m]) / 2 + np.mean(~c[~m]) / 2 - 0.5 for c in called_AN]
+            for called_AN, m in zip(called, members, strict=True)
+        ]
+        area = [
+            [auc(s, m) - 0.5 for s in score_AN] for score_AN, m in zip(scores, members, strict=True)
+        ]
+        return np.mean([accuracy, area], axis=1)
+
+    null = np.array([advantages([rng.permutation(m) for m in member]) for _ in range(1000)])
+    spread = null.std(axis=0)
+    band = np.quantile((null / spread).max(axis=2), 0.9, axis=0)
+    seen = advantages(member) / spread
+    ours = max_null_band(scores, called, member, seed=1, permutations=3000, quantile=0.9)
+    assert (ours.band_accuracy, ours.band_auc) == pytest.approx(tuple(band), abs=0.12)
+    assert (ours.observed_accuracy, ours.observed_auc) == pytest.approx(
+        tuple(seen.max(axis=1)), abs=0.1
+    )
+    assert (ours.worst_accuracy, ours.worst_auc) == tuple(seen.argmax(axis=1))
+
+
+def test_null_data_lie_inside_as_often_as_the_quantile_says():
+    rng = np.random.default_rng(11)
+    runs = 300
+    bands = [
+        max_null_band(*null_case(rng, 2, 4, 60), seed=seed, permutations=400, quantile=0.9)
+        for seed in range(runs)
+    ]
+    error = 4 * np.sqrt(0.9 * 0.1 / runs)
+    for outside in (
+        np.mean([band.observed_accuracy > band.band_accuracy for band in bands]),
+        np.mean([band.observed_auc > band.band_auc for band in bands]),
+    ):
+        assert outside == pytest.approx(0.1, abs=error)
+
+
+def test_null_data_rarely_leave_the_default_band():
+    rng = np.random.default_rng(12)
+    inside = [max_null_band(*null_case(rng, 3, 4, 60), seed=seed).inside for seed in range(100)]
+    # Two verdicts of 99.5 % each: four of 100 outside has a chance of at most 2 %.
+    assert sum(inside) >= 97
+
+
+def test_a_planted_leak_in_one_attack_is_outside_and_named():
+    scores, called, member = null_case(np.random.default_rng(3), 4, 5, 400)
+    for score_AN, called_AN, member_N in zip(scores, called, member, strict=True):
+        score_AN[3] += 0.6 * member_N
+        called_AN[3] = score_AN[3] > 0.3
+    band = max_null_band(scores, called, member, seed=0)
+    assert not band.inside
+    assert (band.worst_accuracy, band.worst_auc) == (3, 3)
+    assert band.observed_auc > band.band_auc
+
+
+def test_a_leak_smaller_than_one_seed_can_show_is_seen_over_ten():
+    scores, called, member = null_case(np.random.default_rng(4), 10, 3, 300)
+    for score_AN, member_N in zip(scores, member, strict=True):
+        score_AN[0] += 0.35 * member_N
+    assert max_null_band(scores[:1], called[:1], member[:1], seed=0).inside
+    assert not max_null_band(scores, called, member, seed=0).inside
+
+
+def test_constant_attacks_contribute_nothing():
+    scores, called, member = null_case(np.random.default_rng(5), 3, 2, 101)
+    alone = max_null_band([np.zeros((1, 101))] * 3, [np.ones((1, 101), bool)] * 3, member, seed=0)
+    assert (alone.band_accuracy, alone.observed_accuracy, alone.band_auc) == (0, 0, 0)
+    assert alone.inside
+    without = max_null_band(scores, called, member, seed=0)
+    beside = max_null_band(
+        [np.vstack([score, np.zeros(101)]) for score in scores],
+        [np.vstack([call, np.ones(101, bool)]) for call in called],
+        member,
+        seed=0,
+    )
+    assert beside.band_auc == pytest.approx(without.band_auc)
+    assert beside.band_accuracy == pytest.approx(without.band_accuracy)
+
+
+def test_the_band_is_reproducible_and_refuses_odd_shapes():
+    case = null_case(np.random.default_rng(6), 2, 2, 50)
+    assert max_null_band(*case, seed=3) == max_null_band(*case, seed=3)
+    assert max_null_band(*case, seed=3) != max_null_band(*case, seed=4)
+    scores, called, member = case
+    with pytest.raises(ValueError, match="attacks of the first seed"):
+        max_null_band([scores[0], scores[1][:1]], called, member, seed=0)
+    with pytest.raises(ValueError, match="equally many"):
+        max_null_band(scores, called, member[:1], seed=0)
+
+
+# --- Utility
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 60), st.integers(2, 5), st.integers(0, 10**6))
+def test_ece_equals_a_loop_over_bins(num_rows, num_classes, seed):
+    rng = np.random.default_rng(seed)
+    confidence = rng.dirichlet(np.full(num_classes, 0.3), size=num_rows)
+    y = rng.integers(num_classes, size=num_rows)
+    top, right = confidence.max(axis=1), confidence.argmax(axis=1) == y
+    slow = 0.0
+    for i in range(15):
+        rows = (top > i / 15) & (top <= (i + 1) / 15)
+        if rows.any():
+            slow += rows.mean() * abs(right[rows].mean() - top[rows].mean())
+    assert ece(confidence, y) == pytest.approx(slow, abs=1e-12)
+
+
+def test_ece_of_certain_answers_is_their_error():
+    assert ece(np.eye(4)[[0, 1, 2, 3]], np.array([0, 1, 2, 0])) == 0.25
+
+
+def test_l1_is_per_row():
+    one_hot = np.eye(3)
+    assert l1(one_hot, one_hot[[0, 2, 1]]).tolist() == [0, 2, 2]
+
+
+def test_accuracy_interval_is_clopper_pearson():
+    expected = stats.binomtest(7, 9).proportion_ci()
+    assert accuracy_interval(np.arange(9) < 7) == pytest.approx(
+        (7 / 9, expected.low, expected.high)
+    )
+    with pytest.raises(ValueError, match="at least one"):
+        accuracy_interval([])
+
+
+def test_class_independence_tells_a_biased_split():
+    rng = np.random.default_rng(0)
+    y = rng.integers(10, size=2000)
+    p_values = [class_independence(y, rng.permutation(2000) < 1000) for _ in range(300)]
+    assert stats.kstest(p_values, "uniform").pvalue > 1e-3
+    assert class_independence(y, rng.random(2000) < np.where(y == 0, 0.9, 0.5)) < 0.01
+    assert class_independence(np.zeros(9), np.arange(9) < 4) == 1
