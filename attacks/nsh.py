@@ -98,8 +98,8 @@ class Nsh(Attack):
             torch.manual_seed(int(rng.integers(2**63)))
             net = _Net(known.num_classes, self.width, true_confidence=self.true_confidence)
         net.to(known.device)
-        feature_MC = torch.tensor(self._features(known.query(known.fit.x)), device=known.device)
-        y_M = torch.tensor(known.fit.y, device=known.device)
+        feature_MC = _to_tensor(self._features(known.query(known.fit.x)), known.device)
+        y_M = _to_tensor(known.fit.y, known.device)
         cal_feature = self._features(known.query(known.cal.x))
         sides = _balanced_sides(known.fit.is_member, rng)
         num_records = sum(len(side) for side in sides)
@@ -176,6 +176,11 @@ def _relu_layers(*sizes: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def _to_tensor(array: NDArray[Any], device: str) -> torch.Tensor:
+    """A copy, as torch takes neither read-only arrays nor reversed views."""
+    return torch.tensor(np.ascontiguousarray(array), device=device)
+
+
 @torch.no_grad()
 def _log_odds(
     net: _Net, feature_NC: NDArray[np.floating[Any]], y: NDArray[np.int64], device: str
@@ -183,8 +188,8 @@ def _log_odds(
     """The net's log-odds [N] for features [N, C], in pieces that fit in memory."""
     pieces = [
         net(
-            torch.tensor(feature_NC[start : start + _ROWS_AT_ONCE], device=device),
-            torch.tensor(y[start : start + _ROWS_AT_ONCE], device=device),
+            _to_tensor(feature_NC[start : start + _ROWS_AT_ONCE], device),
+            _to_tensor(y[start : start + _ROWS_AT_ONCE], device),
         )
         for start in range(0, len(y), _ROWS_AT_ONCE)
     ]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 import ray
 from ray._private import ray_constants
+from ray._private import worker as ray_worker
 from ray.exceptions import RayActorError, RayError, RaySystemError, RayTaskError
 
 from cluster.base import ClusterUnreachable, Event, TaskFailed, WorkerJoined, WorkerLost
@@ -143,7 +145,10 @@ class RayPool:
             ClusterUnreachable: if Ray cannot be started or reached, or has no room for a worker.
         """
         if not ray.is_initialized():
-            self._connect()
+            if self._address is None:
+                _start_local(self._workers, self._logical_gpus)
+            else:
+                _join(self._address, self._start_timeout_s)
             self._owns_ray = True
         try:
             self._num_wanted = self._workers or self._capacity()
@@ -249,7 +254,8 @@ class RayPool:
             if doing == "running":
                 slot.doing = "idle"
                 self._losses = 0
-                return [TaskFailed(slot.name, slot.key, _task_line(error), str(error))]
+                text = re.sub(r"\x1b\[\d+m", "", str(error))  # Ray colours its tracebacks
+                return [TaskFailed(slot.name, slot.key, _task_line(error), text)]
             raise ClusterUnreachable(
                 f"worker {slot.name} on node {slot.node or '?'} could not be set up: "
                 f"{_task_line(error)}"
@@ -299,31 +305,6 @@ class RayPool:
 
     # -- the cluster --------------------------------------------------------------------------
 
-    def _connect(self) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        common = {"log_to_driver": False, "logging_level": logging.ERROR}
-        try:
-            if self._address is None:
-                with _loopback_only():
-                    ray.init(
-                        address="local",
-                        num_cpus=self._workers,
-                        num_gpus=self._logical_gpus,
-                        include_dashboard=False,
-                        **common,
-                    )
-            else:
-                _probe(self._address, self._start_timeout_s)
-                ray.init(address=self._address, **common)
-        except (RayError, RuntimeError, OSError, ValueError) as error:
-            if isinstance(error, ClusterUnreachable):
-                raise
-            where = "on this machine" if self._address is None else f"at {self._address}"
-            raise ClusterUnreachable(
-                f"Ray {where} did not start or answer: {type(error).__name__}: {error}. "
-                "`sfumato doctor` checks the parts; `--inline` runs without Ray."
-            ) from error
-
     def _capacity(self) -> int:
         """How many workers the cluster holds, counted node by node."""
         num = 0
@@ -346,6 +327,30 @@ class RayPool:
 
     def _share(self) -> str:
         return f"{self._gpus:g} GPU" if self._gpus else "1 CPU"
+
+
+def _start_local(num_cpus: int | None, num_gpus: int | None) -> None:
+    with _loopback_only():
+        _init("local", num_cpus=num_cpus, num_gpus=num_gpus, include_dashboard=False)
+
+
+def _join(address: str, timeout_s: float) -> None:
+    _probe(address, timeout_s)
+    _init(address)
+
+
+def _init(address: str, **options: Any) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray prints each worker's death on standard output, log_to_driver or not. Our events tell it.
+    ray_worker._worker_logs_enabled = False
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (RayError, RuntimeError, OSError, ValueError) as error:
+        where = "on this machine" if address == "local" else f"at {address}"
+        raise ClusterUnreachable(
+            f"Ray {where} did not start or answer: {type(error).__name__}: {error}. "
+            "`sfumato doctor` checks the parts; `--inline` runs without Ray."
+        ) from error
 
 
 @contextmanager
@@ -408,9 +413,10 @@ def _probe(address: str, timeout_s: float) -> None:
         return
     if "Unauthenticated" in said or "AuthenticationError" in said:
         raise ClusterUnreachable(
-            f"the cluster at {address} refused our token, or there is none: set RAY_AUTH_MODE=token "
-            "and put the cluster's token into RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH names, "
-            "or ~/.ray/auth_token (`ray get-auth-token` on the head prints it)"
+            f"the cluster at {address} refused our token, or there is none: set "
+            "RAY_AUTH_MODE=token and put the cluster's token into RAY_AUTH_TOKEN, the file that "
+            "RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token (`ray get-auth-token` on the head "
+            "prints it)"
         )
     last = said.strip().rpartition("\n")[2] or "no answer"
     raise ClusterUnreachable(
@@ -435,9 +441,10 @@ def _task_line(error: RayError) -> str:
 
 
 def _lost_line(error: RayError) -> str:
-    # Ray indents identifiers; what is left says why.
+    # Ray indents identifiers and adds advice for people running Ray by hand; the rest says why.
     text = " ".join(line for line in str(error).splitlines() if not line.startswith("\t"))
-    return f"{type(error).__name__}: {text[:300]}"
+    text = text.rpartition("Worker exit detail: ")[2].partition(" Some common causes")[0]
+    return f"{type(error).__name__}: {text[:400]}"
 
 
 def _resources(of: dict[str, float]) -> str:

@@ -64,7 +64,10 @@ def reformer_facts(
         noise_variance += float(noise_variance_N[rows].mean())
         top_N = confidence[rows, label]
         centred_c.append(top_N - top_N.mean())
-        centred_p.append(draws_RNC[0, rows] - draws_RNC[0, rows].mean(axis=0))
+        # The label's own column comes first: pooled by class, columns would mean another thing
+        # in every label.
+        drawn_NC = np.roll(draws_RNC[0, rows], -label, axis=1)
+        centred_p.append(drawn_NC - drawn_NC.mean(axis=0))
     return {
         "kl_mean": kl_mean,
         "variance_ratio": variance_p / variance_c if variance_c else math.nan,

@@ -8,7 +8,7 @@ from defenses._neighbours import NeighbourIndex
 __all__ = ["calibrated_radius", "exchanged", "matched", "swap_rate"]
 
 _LEAST_RADIUS = 1e-9
-_REFERENCE_SHARE = 0.005
+_OTHERS_SHARE = 0.005
 
 
 def swap_rate(train_accuracy: float, test_accuracy: float) -> float:
@@ -57,29 +57,35 @@ def calibrated_radius(
     members: NDArray[np.float64],
     members_again: NDArray[np.float64],
     reference: NDArray[np.float64],
-    stored: NDArray[np.float64],
+    stored_rows: NDArray[np.int64],
 ) -> float:
     """The swap radius that hardly any record but a stored one is within.
 
-    The 0.5 % quantile of the distances from reference records to the nearest stored vector of
-    their label (rounded down: no more than 0.5 % of the reference records match), but not below 10
-    times the 99.9 % quantile of the distance between two answers to one member, nor below 1e-9
-    (answers may come from a cache, which hides that distance).
+    The largest that at most 0.5 % of the reference records match, and as many of the members
+    outside the swap set; but not below 10 times the 99.9 % quantile of the distance between two
+    answers to one member, nor below 1e-9 (answers may come from a cache, which hides that
+    distance). Reference records alone do not bound it where it matters: memorised members lie so
+    close together, and so far from everybody else, that nearly all of them would be swapped.
 
     Args:
         members: [N, C], answers to the members.
         members_again: [N, C], the same, asked in other batches.
         reference: [M, C], answers to records that never trained the model.
-        stored: [t, C]; t may be 0.
+        stored_rows: int64 [t], the members that are stored; t may be 0.
 
     Source: ours; the draft gives no radius. No radius is good: a small one exposes the stored
         members to whoever perturbs them, a large one swaps everybody.
     """
     rounding = float(np.quantile(np.linalg.norm(members_again - members, axis=1), 0.999))
-    distance_M1, _ = NeighbourIndex(stored).search(reference)
-    num_allowed = int(_REFERENCE_SHARE * len(reference))
-    near = np.sort(distance_M1[:, 0])[num_allowed - 1] if num_allowed else 0.0
-    # Infinite where too few reference records have a stored vector of their label to tell.
+    index = NeighbourIndex(members[stored_rows])
+    near = np.inf
+    for others in (reference, np.delete(members, stored_rows, axis=0)):
+        if not len(others):
+            continue
+        distance_M = np.sort(index.search(others)[0][:, 0])
+        num_allowed = int(_OTHERS_SHARE * len(others))
+        near = min(near, distance_M[num_allowed - 1] if num_allowed else 0.0)
+    # Infinite where too few others have a stored vector of their label to tell.
     return max(_LEAST_RADIUS, 10 * rounding, float(near) if np.isfinite(near) else 0.0)
 
 

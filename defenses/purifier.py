@@ -89,7 +89,10 @@ class Purifier(Defense):
         "new", description="new: swap, then reform (draft); old: reform, then swap (conference)"
     )
     swap_radius: float | None = Field(
-        None, ge=0, description="L2 distance that counts as a match; None: calibrated on R_val"
+        None,
+        ge=0,
+        description="L2 distance that counts as a match; None: calibrated, "
+        "so that at most 0.5 % of others match",
     )
     swap_select: Literal["uniform", "correct_only"] = Field(
         "uniform", description="draw from all members, or from those the model has right"
@@ -226,7 +229,7 @@ class Purifier(Defense):
             for rows in np.array_split(order_N, max(1, len(order_N) // 97)):
                 again_NC[rows] = self._answers(setting, setting.members.x[rows])
             val_NC = self._answers(setting, setting.reference.val.x)
-            radius = calibrated_radius(c_NC, again_NC, val_NC, stored_tC)
+            radius = calibrated_radius(c_NC, again_NC, val_NC, member)
         return state | {"swap.radius": np.array(radius)}
 
     def apply(

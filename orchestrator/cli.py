@@ -301,7 +301,9 @@ def _print_end(console: "Console", name: str, store: Path, outcome: Any) -> None
         _say("the same command tries them again")
     at = "" if store == DEFAULT_STORE else f" --store {store}"
     console.print(f"results: {store}/tables (Parquet), {store}/mlflow.db (MLflow)")
-    console.print("next:    [bold]sfumato list defenses[/bold]  what else can stand in an experiment")
+    console.print(
+        "next:    [bold]sfumato list defenses[/bold]  what else can stand in an experiment"
+    )
     console.print(
         f"         [bold]sfumato run {name}{at} --set 'seeds=[0,1,2,3,4]'[/bold]  "
         "more seeds; only what is new runs"

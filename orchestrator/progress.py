@@ -38,33 +38,46 @@ class _Count:
         self.total = self.cached = self.finished = self.failed = 0
         self.kinds: Counter[str] = Counter()
         self.left: Counter[str] = Counter()
-        self.left_s = 0.0
-        self.seconds: dict[str, float] = {}
+        self.open: Counter[tuple[str, str]] = Counter()
+        self.expected: dict[tuple[str, str], float] = {}
+        self.measured: dict[tuple[str, str], tuple[int, float]] = {}
         self.running: dict[str, tuple[Task, float]] = {}
         self.began = time.monotonic()
 
     def begin(self, prepared: Prepared) -> None:
         tasks = prepared.plan.tasks
         self.total, self.cached = len(prepared.needed), len(tasks) - len(prepared.needed)
-        self.seconds = dict(prepared.seconds)
+        for key in prepared.needed:
+            like = (tasks[key].kind, tasks[key].name)
+            self.open[like] += 1
+            self.expected[like] = prepared.seconds[key]
         self.left = Counter(tasks[key].kind for key in prepared.needed)
         self.kinds = Counter(self.left)
-        self.left_s = prepared.expected_s
         self.began = time.monotonic()
 
     def started(self, worker: str, task: Task) -> None:
         self.running[worker] = (task, time.monotonic())
 
-    def ended(self, worker: str, task: Task, failed: bool) -> None:
+    def ended(self, worker: str, task: Task, seconds: float | None) -> None:
+        """Note an end; `seconds` is None for a failure."""
         self.running.pop(worker, None)
         self.left[task.kind] -= 1
-        self.left_s = max(0.0, self.left_s - self.seconds.get(task.key, 0.0))
-        self.finished += not failed
-        self.failed += failed
+        like = (task.kind, task.name)
+        self.open[like] -= 1
+        if seconds is None:
+            self.failed += 1
+            return
+        self.finished += 1
+        count, total = self.measured.get(like, (0, 0.0))
+        self.measured[like] = (count + 1, total + seconds)
 
     def time_left(self) -> str:
-        """From measured durations of alike tasks, spread over the workers at work."""
-        return spell_seconds(self.left_s / max(1, len(self.running)))
+        """From the durations of alike tasks measured so far, spread over the workers at work."""
+        left_s = 0.0
+        for like, count in self.open.items():
+            measured, total = self.measured.get(like, (0, 0.0))
+            left_s += count * (total / measured if measured else self.expected[like])
+        return spell_seconds(left_s / max(1, len(self.running)))
 
 
 class Lines:
@@ -86,7 +99,7 @@ class Lines:
     def finished(self, worker: str, task: Task, seconds: float) -> None:
         """Now and then, say how far it is."""
         count = self._count
-        count.ended(worker, task, failed=False)
+        count.ended(worker, task, seconds)
         now = time.monotonic()
         if now - self._said >= _LINE_EVERY_S or count.finished + count.failed == count.total:
             self._said = now
@@ -97,7 +110,7 @@ class Lines:
 
     def failed(self, worker: str, task: Task, error: str) -> None:
         """Say what failed."""
-        self._count.ended(worker, task, failed=True)
+        self._count.ended(worker, task, None)
         self._say(f"failed: {task.kind} {task.name} {task.dataset} seed {task.seed}: {error}")
 
     def note(self, message: str) -> None:
@@ -132,11 +145,11 @@ class Screen:
 
     def finished(self, worker: str, task: Task, seconds: float) -> None:
         """Move the bar."""
-        self._count.ended(worker, task, failed=False)
+        self._count.ended(worker, task, seconds)
 
     def failed(self, worker: str, task: Task, error: str) -> None:
         """Say what failed, above the display."""
-        self._count.ended(worker, task, failed=True)
+        self._count.ended(worker, task, None)
         where = f"{task.kind} {task.name} {task.dataset} seed {task.seed}"
         self.note(f"failed: {where}: {error}")
 

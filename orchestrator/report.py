@@ -59,8 +59,19 @@ def print_results(console: Console, experiment: Experiment, store: Store) -> Non
 
 
 def _utility(rows: pd.DataFrame, labels: Sequence[str], dataset: str, seeds: int) -> Table:
-    table = Table(title=f"{dataset}: what each defense costs ({_seeds(seeds)})", title_justify="left")
-    columns = ("train acc %", "test acc %", "drop", "ECE", "L1", "labels changed %", "fit x", "query x")
+    table = Table(
+        title=f"{dataset}: what each defense costs ({_seeds(seeds)})", title_justify="left"
+    )
+    columns = (
+        "train acc %",
+        "test acc %",
+        "drop",
+        "ECE",
+        "L1",
+        "labels changed %",
+        "fit x",
+        "query x",
+    )
     table.add_column("defense")
     for column in columns:
         table.add_column(column, justify="right")

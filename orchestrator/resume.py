@@ -16,7 +16,7 @@ import yaml
 from orchestrator.plan import Plan
 from storage.artifacts import ArtifactDamaged, Artifacts, write_whole
 from storage.tables import Tables
-from tasks.base import Task
+from tasks.base import Task, measured
 
 __all__ = ["Prepared", "Store", "cell_rows", "compare", "describe", "record"]
 
@@ -160,8 +160,7 @@ def _expected(plan: Plan, tables: Tables) -> dict[str, float]:
 def record(task: Task, store: Store) -> list[dict[str, Any]]:
     """Write a finished task's table rows; gives its result rows."""
     artifact = store.artifacts.open(task.key)
-    measured = artifact.facts("measured")
-    rows = task.rows(artifact)
+    rows = task.table_rows(artifact)
     about = {
         "key": task.key,
         "kind": task.kind,
@@ -172,7 +171,7 @@ def record(task: Task, store: Store) -> list[dict[str, Any]]:
     tables = store.tables
     for table, listed in rows.items():
         tables.write(table, task.key, listed)
-    tables.write("tasks", task.key, [{**about, **measured}])
+    tables.write("tasks", task.key, [{**about, **measured(artifact)}])
     return rows.get("results", [])
 
 

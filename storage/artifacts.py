@@ -31,6 +31,7 @@ __all__ = [
     "check_key",
     "check_name",
     "sync_folder",
+    "write_whole",
     "write_synced",
     "writing_to",
 ]
@@ -43,7 +44,18 @@ _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPER
 
 
 class ArtifactMissing(LookupError):  # noqa: N818
-    """Nothing is stored under this key or name."""
+    """Nothing is stored under this key or name.
+
+    Attributes:
+        damaged_key: the key of the artifact to compute again.
+    """
+
+    def __init__(self, damaged_key: str, what: str) -> None:
+        super().__init__(damaged_key, what)
+        self.damaged_key = damaged_key
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 class ArtifactDamaged(RuntimeError):  # noqa: N818
@@ -221,7 +233,9 @@ class Artifact:
             }
         except (FileNotFoundError, NotADirectoryError) as error:
             if not os.path.lexists(folder):
-                raise ArtifactMissing(f"no artifact {key} in {folder.parent.parent}") from error
+                raise ArtifactMissing(
+                    key, f"no artifact {key} in {folder.parent.parent}"
+                ) from error
             raise ArtifactDamaged(key, "task.json", "is missing") from error
         except (ValueError, KeyError, TypeError, AttributeError, IsADirectoryError) as error:
             raise ArtifactDamaged(key, "task.json", f"cannot be read ({error})") from error
@@ -282,7 +296,7 @@ class Artifact:
     def _bytes(self, file: str) -> bytes:
         if file not in self._files:
             held = ", ".join(self.files) or "nothing"
-            raise ArtifactMissing(f"artifact {self.key} holds no {file}; it holds {held}")
+            raise ArtifactMissing(self.key, f"artifact {self.key} holds no {file}; it holds {held}")
         try:
             data = (self._folder / file).read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
@@ -509,3 +523,19 @@ def _plain(where: str, value: Any) -> Any:
 
 def _canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file that readers see whole or not at all.
+
+    Raises:
+        StoreUnwritable: the disk is full, read-only or forbidden.
+    """
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+        try:
+            write_synced(draft, text.encode())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import chdtrc
 
 __all__ = [
+    "ROLES",
     "Judge",
     "Sizes",
     "Split",
@@ -30,6 +31,11 @@ Rows = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 Judge = Literal["members", "reference", "untrained"]
 
+# Every set a row can be in; pairwise disjoint.
+ROLES = (
+    *(f"{side}_{part}" for side in ("members", "nonmembers") for part in ("fit", "cal", "eval")),
+    *("reference_fit", "reference_val", "untrained_a", "untrained_b", "population"),
+)
 # A record order or a shadow design is chance up to here: 6e-5 two-sided.
 _MAX_Z = 4.0
 
@@ -90,10 +96,7 @@ class Split:
 
     def roles(self) -> dict[str, Rows]:
         """The eleven disjoint sets by name."""
-        names = ("fit", "cal", "eval")
-        known = [f"{side}_{part}" for side in ("members", "nonmembers") for part in names]
-        rest = ["reference_fit", "reference_val", "untrained_a", "untrained_b", "population"]
-        return {name: getattr(self, name) for name in known + rest}
+        return {name: getattr(self, name) for name in ROLES}
 
     def role_of(self, rows: Rows) -> NDArray[np.str_]:
         """Names of the roles of `rows`; empty for a row that dedup "drop" left out."""

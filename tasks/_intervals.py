@@ -300,8 +300,7 @@ def max_null_band(
         )
     rng = np.random.default_rng(seed)
     num_attacks = len(scores[0])
-    observed = np.zeros((2, num_attacks))
-    permuted = np.zeros((2, num_attacks, permutations))
+    advantage = np.zeros((2, num_attacks, 1 + permutations))  # the observed one first
     for score_AN, decision_AN, member in zip(scores, decisions, is_member, strict=True):
         if not score_AN.shape == decision_AN.shape == (num_attacks, len(member)):
             raise ValueError(
@@ -309,34 +308,26 @@ def max_null_band(
                 f"be [{num_attacks}, {len(member)}]: attacks of the first seed, records of this one"
             )
         member_N = np.stack([checked(row, member)[1] for row in score_AN])[0]
-        # Advantage over 1/2 is linear in membership, for both metrics. The weights are whole or
-        # half numbers: sums are exact, so a constant attack comes out as exactly 0.
+        # Both metrics are linear in membership. What is left out, a factor common to all seeds,
+        # cancels in the statistic. The weights are whole or half numbers: their sums are exact,
+        # so a constant attack comes out as exactly 0.
         num_rows, num_in = member_N.size, int(member_N.sum())
         rank_AN = stats.rankdata(score_AN, axis=1) - (num_rows + 1) / 2
         called_AN = decision_AN.astype(bool).astype(np.float64)
         weight_BN = np.concatenate([called_AN * num_rows, rank_AN])
         centre_B = np.concatenate([called_AN.sum(axis=1) * num_in, np.zeros(num_attacks)])
-        unit_B = np.repeat([2.0, 1.0], num_attacks) * num_in * (num_rows - num_in) * len(scores)
-
-        def advantage(
-            member_NP: Floats,
-            weight: Floats = weight_BN,
-            centre: Floats = centre_B,
-            unit: Floats = unit_B,
-        ) -> Floats:
-            excess_BP = (weight @ member_NP - centre[:, None]) / unit[:, None]
-            return np.asarray(excess_BP.reshape(2, num_attacks, -1))
-
-        observed += advantage(member_N.astype(np.float64)[:, None])[..., 0]
         step = max(1, CHUNK_BYTES // (8 * num_rows))
-        for first in range(0, permutations, step):
-            count = min(step, permutations - first)
-            shuffled_PN = rng.permuted(np.tile(member_N, (count, 1)), axis=1)
-            permuted[..., first : first + count] += advantage(shuffled_PN.T.astype(np.float64))
-    spread = permuted.std(axis=2)
-    scale = np.where(spread > 0, spread, np.inf)
-    observed = observed / scale
-    largest = (permuted / scale[..., None]).max(axis=1)
+        for first in range(0, 1 + permutations, step):
+            count = min(step, 1 + permutations - first)
+            member_PN = rng.permuted(np.tile(member_N, (count, 1)), axis=1)
+            if first == 0:
+                member_PN[0] = member_N
+            excess_BP = weight_BN @ member_PN.T.astype(np.float64) - centre_B[:, None]
+            excess_BP /= num_in * (num_rows - num_in)
+            advantage[..., first : first + count] += excess_BP.reshape(2, num_attacks, count)
+    spread = advantage[..., 1:].std(axis=2, keepdims=True)
+    standard = advantage / np.where(spread > 0, spread, np.inf)
+    observed, largest = standard[..., 0], standard[..., 1:].max(axis=1)
     # "higher": one of the permutations, so that at most 1 - quantile of them lie above the band.
     band = np.quantile(largest, quantile, axis=1, method="higher")
     return NullBand(

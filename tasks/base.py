@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,7 +19,7 @@ from storage.datasets import Source
 if TYPE_CHECKING:
     from tasks.worker import Bench
 
-__all__ = ["Data", "Rows", "Task", "random_generator", "stream"]
+__all__ = ["Data", "Rows", "Task", "measured", "random_generator", "stream"]
 
 
 def stream(root: int, name: str, index: int = 0) -> int:
@@ -168,9 +169,17 @@ class Task:
         """Compute, and write the results into `draft`."""
         raise TypeError(f"{self.kind} defines no run()")
 
-    def rows(self, artifact: Artifact) -> dict[str, list[dict[str, Any]]]:
+    def table_rows(self, artifact: Artifact) -> dict[str, list[dict[str, Any]]]:
         """The table rows a finished artifact holds, by table."""
         return {}
+
+
+def measured(artifact: Artifact) -> dict[str, Any]:
+    """What was measured while an artifact was made; these columns differ from run to run."""
+    facts = artifact.facts("measured")
+    for name in ("started_at", "created_at"):
+        facts[name] = datetime.fromisoformat(facts[name])
+    return facts
 
 
 def _tasks_in(value: Any) -> Iterator[Task]:

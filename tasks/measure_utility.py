@@ -11,7 +11,7 @@ import numpy as np
 from storage.artifacts import Artifact, Draft
 from tasks import metrics
 from tasks.answers import Answers
-from tasks.base import Task
+from tasks.base import Task, measured
 from tasks.fit_defense import FitDefense
 from tasks.service import Service
 from tasks.worker import Bench
@@ -123,14 +123,14 @@ class MeasureUtility(Task):
                     facts = bench.open(task).facts("metrics")
                     yield facts.get("fit_s", facts.get("train_s", 0.0))
 
-    def rows(self, artifact: Artifact) -> dict[str, list[dict[str, Any]]]:
+    def table_rows(self, artifact: Artifact) -> dict[str, list[dict[str, Any]]]:
         """The utility row."""
-        facts, measured = artifact.facts("metrics"), artifact.facts("measured")
+        facts, taken = artifact.facts("metrics"), measured(artifact)
         row = {
             **self.answers.columns(),
             **{name: value for name, value in facts.items() if name != "swap_rate"},
             **artifact.facts("timing"),
-            **{name: measured[name] for name in ("duration_s", "device", "worker", "created_at")},
+            **{name: taken[name] for name in ("duration_s", "device", "worker", "created_at")},
             "task_key": self.key,
         }
         return {"utility": [row]}

@@ -1,6 +1,7 @@
 """Task: one attack on one deployed service."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +14,7 @@ from storage.artifacts import Artifact, Draft
 from storage.datasets import Dataset
 from tasks import metrics
 from tasks.answers import Answers
-from tasks.base import Task, random_generator, stream
+from tasks.base import Task, measured, random_generator, stream
 from tasks.plugins import plugin_name
 from tasks.service import Query
 from tasks.split import rows_seen
@@ -154,8 +155,8 @@ class RunAttack(Task):
             {
                 **figures,
                 "flags": sorted(set(flags)),
-                "num_queries": query.num_queries / len(both),
-                "threshold": calibration.threshold,
+                "num_queries": query.num_queries + known.query.num_queries,
+                "threshold": finite(calibration.threshold),
                 "sign": calibration.sign,
             },
         )
@@ -218,10 +219,10 @@ class RunAttack(Task):
             judge=self.judge,
         )
 
-    def rows(self, artifact: Artifact) -> dict[str, list[dict[str, Any]]]:
+    def table_rows(self, artifact: Artifact) -> dict[str, list[dict[str, Any]]]:
         """The result row, and a score row a judged record."""
         figures = artifact.facts("metrics")
-        measured = artifact.facts("measured")
+        taken = measured(artifact)
         columns = {k: v for k, v in figures.items() if k not in ("threshold", "sign")}
         result = {
             **self.answers.columns(),
@@ -231,7 +232,7 @@ class RunAttack(Task):
             "adaptive": self.adaptive,
             "judge": self.judge,
             **columns,
-            **{name: measured[name] for name in ("duration_s", "device", "worker", "created_at")},
+            **{name: taken[name] for name in ("duration_s", "device", "worker", "created_at")},
             "task_key": self.key,
         }
         scores = artifact.table("scores")
@@ -243,6 +244,11 @@ class RunAttack(Task):
                 {"task_key": self.key, **dict(zip(names, row, strict=True))} for row in listed
             ],
         }
+
+
+def finite(value: float) -> float | None:
+    """The value, or None for the thresholds that call everybody or nobody a member."""
+    return value if math.isfinite(value) else None
 
 
 def known_rows(split: splits.Split, judge: str) -> NDArray[np.int64]:

@@ -55,9 +55,7 @@ class Split(Task):
             dedup=self.dedup,
         )
 
-    def restore(
-        self, role: NDArray[Any], row: NDArray[np.int64], dataset: Dataset
-    ) -> splits.Split:
+    def restore(self, role: NDArray[Any], row: NDArray[np.int64], dataset: Dataset) -> splits.Split:
         """The partition from what `run` wrote."""
         name = role.astype(str)
         of_role = {key: row[name == key] for key in splits.ROLES}

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attacks.base import Attack, Known, Planning
 from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import nn
+
+from attacks.base import Attack, Known, Planning
 
 Defend = Callable[[NDArray[Any]], NDArray[Any]]
 
@@ -182,6 +183,12 @@ class World:
 def world() -> World:
     """Overfitted: members are answered much more surely than others."""
     return World()
+
+
+@pytest.fixture(scope="session")
+def small_world() -> World:
+    """For what does not depend on how much there is to find."""
+    return World(per_side=120)
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,10 @@
 from typing import Any
 
 import numpy as np
-from attacks.gap import Gap
 from hypothesis import given
 from hypothesis import strategies as st
+
+from attacks.gap import Gap
 
 
 def judge(label: Any, y: Any) -> Any:

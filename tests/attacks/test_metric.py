@@ -1,14 +1,16 @@
 """What is true of the metric attacks."""
 
+import itertools
 import math
 from typing import Any, get_args
 
 import numpy as np
 import pytest
-from attacks.base import Known
-from attacks.metric import Metric, Statistic, best_threshold, statistic_of
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+
+from attacks.base import Known
+from attacks.metric import Metric, Statistic, best_threshold, statistic_of
 
 CLIP = 1e-12
 NAMES = get_args(Statistic)
@@ -106,7 +108,7 @@ def reference_threshold(value: Any, is_member: Any) -> float:
     levels = sorted(set(value))
     candidates = [
         levels[0] - 1e-9,
-        *((a + b) / 2 for a, b in zip(levels[:-1], levels[1:], strict=True)),
+        *((a + b) / 2 for a, b in itertools.pairwise(levels)),
         levels[-1],
     ]
     accuracies = [round(balanced(value, is_member, t), 12) for t in candidates]

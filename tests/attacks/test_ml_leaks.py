@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attacks.ml_leaks import MlLeaks, _Net, _top3
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+
+from attacks.ml_leaks import MlLeaks, _Net, _top3
 
 
 def asked(world: Any, seed: int = 0, *, adaptive: bool = False) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attacks.gap import Gap
-from attacks.metric import best_threshold
-from attacks.nsh import Nsh, _balanced_sides, _batches, _Net
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
+
+from attacks.gap import Gap
+from attacks.metric import best_threshold
+from attacks.nsh import Nsh, _balanced_sides, _batches, _Net
 
 CPU = Nsh.PRESETS["cpu"]
 
@@ -48,7 +49,7 @@ def test_paper_widths() -> None:
 def test_net_reads_the_label_and_the_true_confidence() -> None:
     net = _Net(4, 0.25, true_confidence=True)
     rows = torch.tensor([[0.7, 0.1, 0.1, 0.1]]).repeat(4, 1)
-    assert len({round(float(v), 9) for v in net(rows, torch.arange(4))}) == 4
+    assert len({round(v, 9) for v in net(rows, torch.arange(4)).tolist()}) == 4
     # With the last-but-one net's label and prediction outputs silenced, p_y is all that is left.
     for part in (net.prediction, net.label):
         torch.nn.init.zeros_(part[-2].weight)
@@ -58,18 +59,20 @@ def test_net_reads_the_label_and_the_true_confidence() -> None:
     assert others[0] != first
 
 
+@pytest.mark.parametrize("seed", [0, 1])
 def test_at_least_the_gap_attack_on_label_only_answers(
-    world: Any, onehot: Any, accuracy: Any
+    make_world: Any, onehot: Any, accuracy: Any, seed: int
 ) -> None:
+    world = make_world(num_classes=4, per_side=1200, seed=seed)
     gap, is_member = world.run(Gap())
     floor = accuracy(gap > 0.5, is_member)
-    assert floor > 0.65
+    assert floor > 0.6
     assert accuracy(*decided(world, Nsh(**CPU), defend=onehot)) >= floor - 0.015
 
 
-def test_at_least_the_gap_attack_on_scores(world: Any, accuracy: Any) -> None:
+def test_better_than_the_gap_attack_on_scores(world: Any, accuracy: Any) -> None:
     gap, is_member = world.run(Gap())
-    assert accuracy(*decided(world, Nsh(**CPU))) >= accuracy(gap > 0.5, is_member)
+    assert accuracy(*decided(world, Nsh(**CPU))) > accuracy(gap > 0.5, is_member) + 0.03
 
 
 def test_permuted_membership_is_not_found(make_world: Any, accuracy: Any) -> None:
@@ -97,6 +100,7 @@ def test_logit_features_tell_what_single_precision_rounds_away(make_world: Any) 
         scores = attack.score(query, known, world.x[rows], world.y[rows], seed=0)
         return float(roc_auc_score(world.is_member[rows], scores))
 
+    print("RAW", auc(Nsh(width=0.1, epochs=40)))
     assert auc(Nsh(width=0.1, epochs=40, logit_features=True)) > 0.99
 
 
@@ -109,8 +113,10 @@ def test_batches_use_every_record_once_and_hold_both_sides(flags: Any, seed: int
     batches = list(_batches(sides, num_batches, rng))
     assert len(batches) == num_batches
     for members, nonmembers in batches:
-        assert len(members) and is_member[members].all()
-        assert len(nonmembers) and not is_member[nonmembers].any()
+        assert len(members) > 0
+        assert is_member[members].all()
+        assert len(nonmembers) > 0
+        assert not is_member[nonmembers].any()
     used = np.concatenate([rows for batch in batches for rows in batch])
     np.testing.assert_array_equal(np.sort(used), np.arange(len(is_member)))
 
@@ -136,7 +142,7 @@ def test_imbalance_does_not_move_the_decision(make_world: Any, accuracy: Any) ->
 
 
 def test_patience_ends_the_training(world: Any) -> None:
-    """On constant answers no epoch beats the first but by the label, so few are run."""
+    """On constant answers few epochs are better; without patience this would run for hours."""
     attack = Nsh(width=0.05, epochs=10**6, patience=2)
     scores, _ = world.run(attack, defend=lambda c: np.full_like(c, 1 / c.shape[1]))
     assert np.isfinite(scores).all()

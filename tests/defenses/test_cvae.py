@@ -55,8 +55,10 @@ def test_public_objective_collapses_to_one_vector_a_label():
 
 
 def test_without_a_price_on_information_it_reconstructs():
-    c, val = overfitted(800, 4), overfitted(200, 4, seed=1)
-    recipe = replace(ELBO, kl_weight=0.0, epochs=120, learning_rate=3e-3)
+    c, val = overfitted(600, 3), overfitted(200, 3, seed=1)
+    recipe = replace(
+        ELBO, kl_weight=0.0, epochs=100, learning_rate=5e-3, batch_size=100, hidden=(64, 64, 64)
+    )
     parameters = train_reformer(c, val, recipe, seed=0)
     p = reform(val, np.zeros((200, 8)), parameters, recipe)
     assert np.mean((p - val) ** 2) < 1e-4

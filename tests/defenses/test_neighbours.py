@@ -54,6 +54,17 @@ def test_orders_offsets_far_below_the_rounding_of_float32():
     np.testing.assert_allclose(distance[0], sorted(offsets), rtol=1e-6, atol=1e-15)
 
 
+def test_tells_vectors_apart_whose_top_is_exactly_one():
+    rng = np.random.default_rng(0)
+    stored = 1e-28 * rng.random((200, 5))
+    stored[:, 2] = 1.0
+    queries = stored * np.exp(1e-3 * rng.normal(size=stored.shape))
+    queries[:, 2] = 1.0
+    distance, _ = NeighbourIndex(stored).search(queries)
+    nearest = [brute(stored, query)[0] for query in queries]
+    np.testing.assert_allclose(distance[:, 0], nearest, rtol=1e-9)
+
+
 values = st.sampled_from([0.0, 1e-30, 1e-12, 1e-6, 0.1, 0.4, 1.0])
 
 

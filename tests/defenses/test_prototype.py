@@ -51,6 +51,15 @@ def test_label_is_kept_even_where_never_predicted_on_reference(reference, asked)
     np.testing.assert_allclose(state["prototype"].sum(axis=1), 1, atol=1e-12)
 
 
+def test_rounding_of_the_mean_does_not_move_the_label():
+    a = np.array([0.34, 0.47, 0.49])
+    reference = np.stack([a, np.nextafter(a, 1), 1 - 2 * a], axis=1)
+    assert (reference.argmax(axis=1) == 1).all()
+    assert reference.mean(axis=0).argmax() == 0  # each row is sure, their mean in float64 is not
+    state = Prototype().fit(setting(reference), seed=0)
+    assert Prototype().apply(reference, state, None).argmax(axis=1).tolist() == [1, 1, 1]
+
+
 def test_says_nothing_beyond_the_label(make_world, fitted):
     world = make_world(10)
     state, _ = fitted(Prototype(), world)

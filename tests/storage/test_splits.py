@@ -553,7 +553,9 @@ def test_shadow_independence_tells_a_drawn_pool_from_a_leaking_one():
     is_member = rng.permutation(1000) < 500
     clean = half_split(np.arange(1000), 64, seed=0)
     assert shadow_independence(clean, is_member) < 4.5
-    assert shadow_independence(np.vstack([clean, is_member]), is_member) > 30
+    for leak in (is_member, ~is_member):
+        assert shadow_independence(leak[None], is_member) > 30
+        assert shadow_independence(np.vstack([clean, leak]), is_member) > 30
     # Members in 55 % of shadows: no one shadow shows it, their sum does.
     faint = rng.random((64, 1000)) < 0.5 + 0.05 * is_member
     assert shadow_independence(faint, is_member) > 8

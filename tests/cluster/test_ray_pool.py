@@ -1,0 +1,493 @@
+"""The Ray pool, on real Ray: real processes, real kills."""
+
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import cloudpickle
+
+from cluster.base import (
+    ClusterUnreachable,
+    Event,
+    InputDamaged,
+    TaskDone,
+    TaskFailed,
+    WorkerJoined,
+    WorkerLost,
+)
+from cluster.ray_pool import RayPool
+
+pytestmark = pytest.mark.ray
+
+# Workers cannot import a test file.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayPool]:
+    """Two CPU workers, on a Ray that pretends to have two GPUs."""
+    pool = RayPool(workers=2, logical_gpus=2, visible=tmp_path_factory.mktemp("store"))
+    pool.start()
+    try:
+        gather(pool, 2, WorkerJoined)
+        yield pool
+    finally:
+        pool.close()
+
+
+def gather(pool: RayPool, num: int, *kinds: type) -> list[Any]:
+    """All events until `num` of the given kinds have come."""
+    until, events = time.monotonic() + PATIENCE_S, list[Event]()
+    while sum(isinstance(event, kinds) for event in events) < num:
+        assert time.monotonic() < until, f"waited for {num} of {kinds}, got {events}"
+        events += pool.events(1.0)
+    return events
+
+
+def outcome(pool: RayPool, worker: str, call: Callable[..., Any], *args: Any) -> Any:
+    pool.submit(worker, "key", call, *args)
+    [event] = gather(pool, 1, TaskDone, TaskFailed, InputDamaged, WorkerLost)
+    return event
+
+
+def workers_of(pool: RayPool) -> dict[str, int]:
+    """Every worker's process id, by name."""
+    for name in pool._slots:
+        pool.submit(name, name, os.getpid)
+    return {event.worker: event.result for event in gather(pool, len(pool._slots), TaskDone)}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def descendants(pid: int) -> set[int]:
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    found, front = set[int](), {pid}
+    while front:
+        front = {child for child, parent in parents.items() if parent in front}
+        found |= front
+    return found
+
+
+def await_gone(pids: set[int], seconds: float) -> set[int]:
+    until = time.monotonic() + seconds
+    while (left := {pid for pid in pids if alive(pid)}) and time.monotonic() < until:
+        select.select([], [], [], 0.1)
+    return left
+
+
+def meet(own: Path, other: Path, first: bool) -> tuple[int, set[int]]:
+    """Ends only if somebody runs the mirror image at the same time: pipes need two ends."""
+    for path in (own, other) if first else (other, own):
+        with path.open("w" if path is own else "r"):
+            pass
+    return os.getpid(), os.sched_getaffinity(0)
+
+
+def tell_and_hang(pipe: Path) -> None:
+    pipe.write_text(f"{os.getpid()}\n")
+    signal.pause()
+
+
+class Damaged(Exception):
+    def __init__(self, key: str) -> None:
+        super().__init__(f"checksum of {key} is wrong")
+        self.damaged_key = key
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+def lock() -> Any:
+    import threading
+
+    return threading.Lock()
+
+
+def test_two_workers_run_at_once_each_on_its_own_core(pool: RayPool, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    os.mkfifo(one)
+    os.mkfifo(two)
+    first, second = pool._slots
+    pool.submit(first, "a", meet, one, two, True)
+    pool.submit(second, "b", meet, two, one, False)
+    events = gather(pool, 2, TaskDone, TaskFailed)
+    (pid, cores), (other_pid, other_cores) = [event.result for event in events]
+    assert len({pid, other_pid, os.getpid()}) == 3
+    assert len(cores) == len(other_cores) == 1
+    if len(os.sched_getaffinity(0)) > 1:
+        assert cores != other_cores
+
+
+def test_workers_have_one_thread_each(pool: RayPool) -> None:
+    for name in pool._slots:
+        for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            assert outcome(pool, name, os.getenv, variable).result == "1"
+
+
+def test_results_and_arguments_travel(pool: RayPool) -> None:
+    worker = next(iter(pool._slots))
+    assert outcome(pool, worker, divmod, 17, 5) == TaskDone(worker, "key", (3, 2))
+    assert outcome(pool, worker, bytes, 5_000_000).result == bytes(5_000_000)
+
+
+def test_a_tasks_own_exception_is_a_failure_and_the_worker_stays(pool: RayPool) -> None:
+    worker = next(iter(pool._slots))
+    pid = outcome(pool, worker, os.getpid).result
+    event = outcome(pool, worker, fail, ValueError("no such class: 7\nmore"))
+    assert isinstance(event, TaskFailed)
+    assert event.error == "ValueError: no such class: 7"
+    assert "in fail" in event.traceback
+    assert outcome(pool, worker, os.getpid).result == pid
+
+
+def test_a_damaged_input_is_told_apart(pool: RayPool) -> None:
+    worker = next(iter(pool._slots))
+    event = outcome(pool, worker, fail, Damaged("abc"))
+    assert event == InputDamaged(worker, "key", "abc", "Damaged: checksum of abc is wrong")
+
+
+def test_a_result_that_cannot_travel_is_a_failure(pool: RayPool) -> None:
+    worker = next(iter(pool._slots))
+    event = outcome(pool, worker, lock)
+    assert isinstance(event, TaskFailed)
+    assert event.error.startswith("TypeError: cannot pickle")
+    assert "\x1b" not in event.traceback
+
+
+def test_a_call_the_worker_cannot_import_says_to_install(
+    pool: RayPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_the_driver_has_me.py").write_text("def call(): return 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import only_the_driver_has_me
+
+    event = outcome(pool, next(iter(pool._slots)), only_the_driver_has_me.call)
+    assert isinstance(event, TaskFailed)
+    assert "only_the_driver_has_me" in event.error
+    assert "Install Sfumato" in event.error
+
+
+def test_a_busy_or_unknown_worker_refuses(pool: RayPool) -> None:
+    worker = next(iter(pool._slots))
+    with pytest.raises(ValueError, match="'w99' is not idle; idle workers"):
+        pool.submit("w99", "k", os.getpid)
+    pool.submit(worker, "a", os.getpid)
+    with pytest.raises(ValueError, match="is not idle"):
+        pool.submit(worker, "b", os.getpid)
+    assert [event.key for event in gather(pool, 1, TaskDone)] == ["a"]
+
+
+def test_a_worker_killed_in_a_task_is_lost_and_replaced(pool: RayPool, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    worker, before = next(iter(pool._slots)), set(pool._slots)
+    cores = {outcome(pool, name, os.sched_getaffinity, 0).result.pop() for name in before}
+    pool.submit(worker, "key", tell_and_hang, pipe)
+    assert select.select([reader], [], [], PATIENCE_S)[0], "the task never began"
+    pid = int(os.read(reader, 100))
+    os.close(reader)
+    os.kill(pid, signal.SIGKILL)
+
+    lost, joined = gather(pool, 1, WorkerJoined)
+    assert isinstance(lost, WorkerLost)
+    assert lost.worker == worker
+    assert "ActorDiedError" in lost.reason
+    assert "\n" not in lost.reason
+    assert joined.worker not in before
+    assert outcome(pool, joined.worker, divmod, 7, 2).result == (3, 1)
+    # The replacement takes the core that became free.
+    assert cores == {
+        outcome(pool, name, os.sched_getaffinity, 0).result.pop() for name in pool._slots
+    }
+
+
+def test_an_idle_workers_death_is_noticed_and_quiet(
+    pool: RayPool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    worker, pid = next(iter(workers_of(pool).items()))
+    os.kill(pid, signal.SIGKILL)
+    lost, joined = gather(pool, 1, WorkerJoined)
+    assert isinstance(lost, WorkerLost)
+    assert lost.worker == worker
+    assert joined.worker in pool._slots
+    assert capfd.readouterr().out == ""  # standard output belongs to tables
+
+
+def test_four_halves_of_two_devices(pool: RayPool) -> None:
+    halves = RayPool(gpus_per_worker=0.5)  # on the Ray that runs already
+    halves.start()
+    names = [event.worker for event in gather(halves, 4, WorkerJoined)]
+    assert names == ["w0", "w1", "w2", "w3"] or sorted(names) == ["w0", "w1", "w2", "w3"]
+    devices = [outcome(halves, name, os.getenv, "CUDA_VISIBLE_DEVICES").result for name in names]
+    assert sorted(devices) == ["0", "0", "1", "1"]
+    pids = set(workers_of(halves).values())
+    halves.close()
+    halves.close()
+    assert not await_gone(pids, 20)
+    assert ray.is_initialized(), "it was running before, so it stays"
+    assert outcome(pool, next(iter(pool._slots)), divmod, 7, 2).result == (3, 1)
+
+
+@pytest.mark.parametrize(("share", "fit"), [(0.4, 4), (1.0, 2), (2.0, 1)])
+def test_a_share_lies_on_whole_devices(pool: RayPool, share: float, fit: int) -> None:
+    assert RayPool(gpus_per_worker=share)._capacity() == fit
+
+
+def test_more_than_there_is(pool: RayPool) -> None:
+    with pytest.raises(ClusterUnreachable, match="no room for a worker of 3 GPU.*2 GPU"):
+        RayPool(gpus_per_worker=3).start()
+    crowded = RayPool(workers=1, start_timeout_s=1)  # both cores are taken
+    crowded.start()
+    try:
+        with pytest.raises(ClusterUnreachable, match="within 1 s.*free: 0 CPU.*in all: 2 CPU"):
+            gather(crowded, 1, WorkerJoined)
+    finally:
+        crowded.close()
+
+
+def test_a_node_that_does_not_see_the_store_is_named(pool: RayPool, tmp_path: Path) -> None:
+    blind = RayPool(workers=1, gpus_per_worker=0.5, visible=tmp_path / "elsewhere")
+    blind.start()
+    try:
+        with pytest.raises(ClusterUnreachable, match=r"node 127.0.0.1 .*elsewhere.*every node"):
+            gather(blind, 1, WorkerJoined)
+    finally:
+        blind.close()
+
+
+def broken_setup() -> None:
+    raise OSError("no driver for the device")
+
+
+def test_a_setup_that_fails_is_told(pool: RayPool) -> None:
+    broken = RayPool(workers=1, gpus_per_worker=0.5, setup=broken_setup)
+    broken.start()
+    try:
+        with pytest.raises(ClusterUnreachable, match="w0 .*OSError: no driver for the device"):
+            gather(broken, 1, WorkerJoined)
+    finally:
+        broken.close()
+
+
+def test_workers_that_only_die_end_it(pool: RayPool) -> None:
+    doomed = RayPool(workers=1, gpus_per_worker=0.5)
+    doomed.start()
+    lost = 0
+    try:
+        with pytest.raises(ClusterUnreachable, match="7 workers in a row died"):
+            while lost < 20:
+                for event in gather(doomed, 1, WorkerJoined, WorkerLost):
+                    lost += isinstance(event, WorkerLost)
+                    if isinstance(event, WorkerJoined):
+                        doomed.submit(event.worker, "poison", os._exit, 3)
+    finally:
+        doomed.close()
+    assert lost == 7, "the last loss is told before the error"
+
+
+def test_bad_numbers() -> None:
+    with pytest.raises(ValueError, match="workers is 0"):
+        RayPool(workers=0)
+    with pytest.raises(ValueError, match=r"gpus_per_worker is 1\.5"):
+        RayPool(gpus_per_worker=1.5)
+    with pytest.raises(ValueError, match="must be absolute"):
+        RayPool(visible=Path("store"))
+
+
+# Whole drivers, in processes of their own ------------------------------------------------------
+
+DRIVER = """
+import os, sys
+from cluster.base import WorkerJoined
+from cluster.ray_pool import RayPool
+for _ in range(2):
+    pool, num = RayPool(workers=1), 0
+    pool.start()
+    while num < 1:
+        num += sum(isinstance(event, WorkerJoined) for event in pool.events(1))
+    print("up", flush=True)
+    sys.stdin.readline()
+    pool.close()
+    print("closed", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def drive(script: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def line_of(driver: subprocess.Popen[str]) -> str:
+    assert driver.stdout is not None
+    assert select.select([driver.stdout], [], [], PATIENCE_S)[0], "the driver says nothing"
+    return driver.stdout.readline().strip()
+
+
+def go_on(driver: subprocess.Popen[str]) -> None:
+    assert driver.stdin is not None
+    driver.stdin.write("\n")
+    driver.stdin.flush()
+
+
+def listening_addresses(pids: set[int]) -> set[str]:
+    """Addresses (hexadecimal, as the kernel writes them) on which the processes listen."""
+    sockets = set()
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                sockets |= set(re.findall(r"socket:\[(\d+)\]", os.readlink(descriptor)))
+            except OSError:
+                continue
+    addresses = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            field = line.split()
+            if field[3] == "0A" and field[9] in sockets:
+                addresses.add(field[1].rpartition(":")[0])
+    return addresses
+
+
+def test_nothing_outlives_close_nor_a_killed_driver() -> None:
+    driver = drive(DRIVER)
+    try:
+        assert line_of(driver) == "up"
+        processes = descendants(driver.pid)
+        assert len(processes) > 3
+        ipv4, ipv4_in_6 = "0100007F", "0000000000000000FFFF00000100007F"
+        ipv6 = "00000000000000000000000001000000"
+        addresses = listening_addresses(processes)
+        assert addresses, "no listening socket found, so the next line says nothing"
+        assert addresses <= {ipv4, ipv4_in_6, ipv6}
+        go_on(driver)
+        assert line_of(driver) == "closed"
+        assert not await_gone(processes, 10)
+
+        go_on(driver)
+        assert line_of(driver) == "up"  # again, in the same process
+        processes = descendants(driver.pid)
+        assert len(processes) > 3
+        driver.kill()
+        driver.wait()
+        assert not await_gone(processes, 30)
+    finally:
+        driver.kill()
+        driver.communicate()
+
+
+HEAD = """
+import logging, sys, ray
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False,
+         logging_level=logging.ERROR)
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.readline()
+"""
+
+GUEST = """
+import json, os, sys, time
+from cluster.base import ClusterUnreachable, TaskDone, WorkerJoined
+from cluster.ray_pool import RayPool
+
+def attempt(address, **changes):
+    pool, began = RayPool(address=address, start_timeout_s=30), time.monotonic()
+    before = {**os.environ}
+    os.environ.update(changes)
+    try:
+        pool.start()
+        events = []
+        while not any(isinstance(event, TaskDone) for event in events):
+            for event in (new := pool.events(1)):
+                if isinstance(event, WorkerJoined):
+                    pool.submit(event.worker, "key", divmod, 7, 2)
+            events += new
+        return [str(events[-1].result), time.monotonic() - began]
+    except ClusterUnreachable as error:
+        return [str(error), time.monotonic() - began]
+    finally:
+        pool.close()
+        os.environ.clear()
+        os.environ.update(before)
+
+head, closed = sys.stdin.readline().split()
+print(json.dumps({
+    "closed": attempt(closed),
+    "malformed": attempt("10.0.0.5"),
+    "jobs": attempt("http://10.0.0.5:8265"),
+    "refused": attempt(head, RAY_AUTH_TOKEN="0" * 40),
+    "welcome": attempt(head),
+    "again": attempt(head),
+}))
+"""
+
+
+def test_other_clusters_by_address() -> None:
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "1234567890" * 4}
+    head, guest = drive(HEAD, **token), drive(GUEST, **token)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        closed = free.getsockname()[1]
+    try:
+        assert guest.stdin is not None
+        guest.stdin.write(f"{line_of(head)} 127.0.0.1:{closed}\n")
+        guest.stdin.flush()
+        said = json.loads(line_of(guest))
+        assert head.poll() is None, "a guest leaves the cluster running"
+    finally:
+        for driver in (guest, head):
+            driver.communicate(input="\n")
+    assert f"127.0.0.1:{closed}" in said["closed"][0]
+    assert "ray start --head" in said["closed"][0]
+    assert said["closed"][1] < 6
+    assert "'10.0.0.5' is not host:port" in said["malformed"][0]
+    assert "sfumato submit" in said["jobs"][0]
+    assert "refused our token" in said["refused"][0]
+    assert "RAY_AUTH_TOKEN" in said["refused"][0]
+    assert said["refused"][1] < 30
+    assert said["welcome"][0] == said["again"][0] == "(3, 1)"
+
+
+def test_something_else_listens_there() -> None:
+    with socket.socket() as deaf:
+        deaf.bind(("0.0.0.0", 0))
+        deaf.listen()
+        guest = f"""
+from cluster.base import ClusterUnreachable
+from cluster.ray_pool import RayPool
+try:
+    RayPool(address="127.0.0.1:{deaf.getsockname()[1]}", start_timeout_s=4).start()
+except ClusterUnreachable as error:
+    print(error)
+"""
+        said, _ = drive(guest).communicate(timeout=PATIENCE_S)
+    assert "did not let us join within 4 s" in said
+    assert f"version {ray.__version__}" in said

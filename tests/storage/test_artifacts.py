@@ -1,0 +1,479 @@
+"""Artifacts: present means complete, read means verified."""
+
+import errno
+import hashlib
+import json
+import pickle
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from storage.artifacts import (
+    Artifact,
+    ArtifactDamaged,
+    ArtifactMissing,
+    Artifacts,
+    Draft,
+    StoreUnwritable,
+)
+
+KEY = hashlib.sha256(b"a task").hexdigest()
+FILES = ("task.json", "weights.safetensors", "answers.parquet", "metrics.json")
+DTYPES = ("float64", "float32", "int64", "int32", "uint8", "bool")
+COLUMNS = st.one_of(
+    *[
+        hnp.arrays(dtype, st.shared(st.integers(0, 9), key="rows"))
+        for dtype in ("float64", "float32", "int64", "uint16", "bool")
+    ],
+    st.shared(st.integers(0, 9), key="rows").flatmap(
+        lambda n: hnp.arrays("float64", (n, 3)) | hnp.arrays("float32", (n, 1))
+    ),
+    st.shared(st.integers(0, 9), key="rows").flatmap(
+        lambda n: st.lists(st.text(), min_size=n, max_size=n).map(
+            lambda texts: np.array(texts, dtype=object)
+        )
+    ),
+)
+
+
+def fill(draft: Draft) -> None:
+    draft.arrays("weights", {"w": np.arange(6.0).reshape(2, 3), "b": np.array(3)})
+    draft.table("answers", {"p": np.full((4, 3), 1 / 3), "name": ["a", "b", "", "é"]})
+    draft.facts("metrics", {"loss": np.float64("nan"), "epochs": np.int64(3)})
+
+
+def read_all(artifact: Artifact) -> None:
+    artifact.arrays("weights")
+    artifact.table("answers")
+    artifact.facts("metrics")
+
+
+def folder_of(artifacts: Artifacts, key: str = KEY) -> Path:
+    return artifacts.root / key[:2] / key
+
+
+@pytest.fixture
+def artifacts(tmp_path):
+    return Artifacts(tmp_path / "store" / "artifacts")
+
+
+@pytest.fixture
+def filled(artifacts):
+    artifacts.put(KEY, '{"seed":1}', fill)
+    return artifacts
+
+
+def without_nan(value):
+    if isinstance(value, dict):
+        return {name: without_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if value != value else value
+
+
+def same_bits(a, b):
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def test_what_was_put_comes_back_whole(filled):
+    artifact = filled.open(KEY)
+    assert KEY in filled
+    assert filled.state(KEY) == "complete"
+    assert list(filled.keys()) == [KEY]
+    assert artifact.description == {"seed": 1}
+    assert artifact.files == ("answers.parquet", "metrics.json", "weights.safetensors")
+    folder = folder_of(filled)
+    assert artifact.nbytes == sum((folder / name).stat().st_size for name in artifact.files)
+    assert artifact.facts("metrics") == {"loss": None, "epochs": 3}
+    assert artifact.table("answers")["name"].tolist() == ["a", "b", "", "é"]
+    assert artifact.arrays("weights")["b"].shape == ()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.dictionaries(
+        st.text(min_size=1).filter(lambda name: name != "__metadata__"),
+        st.sampled_from(DTYPES).flatmap(
+            lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0))
+        ),
+        max_size=4,
+    ),
+    st.booleans(),
+)
+def test_arrays_keep_every_bit_in_any_memory_order(arrays, transposed):
+    arrays = {k: v.T if transposed else v for k, v in arrays.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        store = Artifacts(Path(folder))
+        store.put(KEY, "{}", lambda draft: draft.arrays("w", arrays))
+        back = store.open(KEY).arrays("w")
+        assert back.keys() == arrays.keys()
+        for name, array in arrays.items():
+            assert same_bits(back[name], np.array(array, order="C"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(st.text("abc", min_size=1), COLUMNS, min_size=1, max_size=5))
+def test_tables_keep_every_bit(columns):
+    with tempfile.TemporaryDirectory() as folder:
+        store = Artifacts(Path(folder))
+        store.put(KEY, "{}", lambda draft: draft.table("t", columns))
+        back = store.open(KEY).table("t")
+        assert list(back) == list(columns)
+        for name, column in columns.items():
+            if column.dtype == object:
+                assert back[name].tolist() == column.tolist()
+            else:
+                assert same_bits(back[name], column)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_infinity=False),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=8,
+    )
+)
+@settings(max_examples=40, deadline=None)
+def test_facts_come_back_with_nan_as_none(value):
+    with tempfile.TemporaryDirectory() as folder:
+        store = Artifacts(Path(folder))
+        store.put(KEY, "{}", lambda draft: draft.facts("f", {"value": value}))
+        assert store.open(KEY).facts("f") == {"value": without_nan(value)}
+
+
+def test_facts_are_one_canonical_text(artifacts):
+    artifacts.put(KEY, "{}", lambda draft: draft.facts("f", {"b": (np.float32(0.5),), "a": True}))
+    assert (folder_of(artifacts) / "f.json").read_text() == '{"a":true,"b":[0.5]}'
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("fault", ["flip", "truncate", "empty", "delete", "longer", "swap"])
+def test_a_damaged_file_is_reported_and_never_trusted(filled, name, fault):
+    path = folder_of(filled) / name
+    data = path.read_bytes()
+    if fault == "flip":
+        path.write_bytes(
+            data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 4]) + data[len(data) // 2 + 1 :]
+        )
+    elif fault == "truncate":
+        path.write_bytes(data[:-1])
+    elif fault == "empty":
+        path.write_bytes(b"")
+    elif fault == "delete":
+        path.unlink()
+    elif fault == "longer":
+        path.write_bytes(data + b"x")
+    else:
+        path.write_bytes(bytes(len(data)))
+    with pytest.raises(ArtifactDamaged) as caught:
+        read_all(filled.open(KEY))
+    assert caught.value.damaged_key == KEY
+    assert str(caught.value).endswith("Running the experiment again recomputes it.")
+    if name != "task.json":
+        assert name in str(caught.value)
+    if fault in ("truncate", "empty", "delete", "longer"):
+        assert KEY not in filled
+        assert filled.state(KEY) == "damaged"
+        assert list(filled.keys()) == []
+
+
+def test_every_flipped_bit_of_every_payload_is_noticed(filled):
+    for name in FILES[1:]:
+        path = folder_of(filled) / name
+        data = path.read_bytes()
+        for position in range(0, len(data), 7):
+            path.write_bytes(
+                data[:position]
+                + bytes([data[position] ^ (1 << position % 8)])
+                + data[position + 1 :]
+            )
+            with pytest.raises(ArtifactDamaged):
+                filled.open(KEY).verify()
+        path.write_bytes(data)
+    filled.open(KEY).verify()
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_content_that_cannot_be_parsed_is_damage_even_if_its_checksum_is_right(filled, name):
+    folder = folder_of(filled)
+    content = json.loads((folder / "task.json").read_text())
+    (folder / name).write_bytes(b"rubbish")
+    content["files"][name] = {"bytes": 7, "sha256": hashlib.sha256(b"rubbish").hexdigest()}
+    (folder / "task.json").write_text(json.dumps(content))
+    stem, kind = name.split(".")
+    artifact = filled.open(KEY)
+    read = {"safetensors": artifact.arrays, "parquet": artifact.table, "json": artifact.facts}
+    with pytest.raises(ArtifactDamaged, match=name):
+        read[kind](stem)
+
+
+def test_another_keys_folder_is_not_mistaken_for_this_one(filled):
+    other = "0" * 64
+    folder_of(filled, other).parent.mkdir()
+    folder_of(filled).rename(folder_of(filled, other))
+    assert filled.state(other) == "damaged"
+    assert filled.state(KEY) == "absent"
+
+
+@pytest.mark.parametrize("listed", ["../../secret", "/etc/passwd", ".hidden", "a/b", "a\n"])
+def test_a_task_file_cannot_point_outside_its_folder(filled, listed):
+    path = folder_of(filled) / "task.json"
+    content = json.loads(path.read_text())
+    content["files"][listed] = {"bytes": 1, "sha256": ""}
+    path.write_text(json.dumps(content))
+    with pytest.raises(ArtifactDamaged, match=r"task\.json"):
+        filled.open(KEY)
+
+
+@pytest.mark.parametrize("key", ["", "..", "../" * 21 + "a", "A" * 64, "a" * 63, "a" * 64 + "\n"])
+def test_what_is_no_key_never_becomes_a_path(artifacts, key):
+    for use in (
+        lambda: artifacts.put(key, "{}", fill),
+        lambda: artifacts.open(key),
+        lambda: artifacts.state(key),
+        lambda: key in artifacts,
+        lambda: artifacts.set_aside(key, "x"),
+    ):
+        with pytest.raises(ValueError, match="not a task key"):
+            use()
+    assert not artifacts.root.parent.exists()
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "Weights", "a\n", ".hidden", "a b"])
+@pytest.mark.parametrize("kind", ["arrays", "table", "facts"])
+def test_what_is_no_name_never_becomes_a_path(artifacts, name, kind):
+    payload = {"x": np.zeros(1)}
+    with pytest.raises(ValueError, match="cannot name a file"):
+        artifacts.put(KEY, "{}", lambda draft: getattr(draft, kind)(name, payload))
+    assert list(artifacts.root.iterdir()) == []
+
+
+def test_task_json_and_names_already_used_are_refused(artifacts):
+    with pytest.raises(ValueError, match=r"task\.json is already part"):
+        artifacts.put(KEY, "{}", lambda draft: draft.facts("task", {}))
+
+    def twice(draft: Draft) -> None:
+        draft.facts("a", {})
+        draft.facts("a", {})
+
+    with pytest.raises(ValueError, match=r"a\.json is already part"):
+        artifacts.put(KEY, "{}", twice)
+
+
+@pytest.mark.parametrize(
+    ("columns", "error", "match"),
+    [
+        ({"a": [1, 2], "b": [1]}, ValueError, "one length"),
+        ({}, ValueError, "one length"),
+        ({"a": np.zeros((2, 2, 2))}, ValueError, "shape"),
+        ({"a": np.zeros((2, 0))}, ValueError, "shape"),
+        ({"a": [1.0, None]}, ValueError, "1 missing"),
+        ({"a": [1, "x"]}, (TypeError, ValueError), "x"),
+        ({"a": np.array([1j])}, TypeError, "complex128"),
+        ({"a": np.array(["2020-01-01"], "M8[D]")}, TypeError, "datetime64"),
+        ({"a": [[1], [2]]}, TypeError, "list"),
+    ],
+)
+def test_a_table_that_would_lose_something_is_refused(artifacts, columns, error, match):
+    with pytest.raises(error, match=match):
+        artifacts.put(KEY, "{}", lambda draft: draft.table("t", columns))
+    assert artifacts.state(KEY) == "absent"
+
+
+@pytest.mark.parametrize(
+    ("facts", "error"),
+    [({"a": float("inf")}, ValueError), ({"a": object()}, TypeError), ({1: 2}, TypeError)],
+)
+def test_facts_json_cannot_hold_are_refused(artifacts, facts, error):
+    with pytest.raises(error, match="f"):
+        artifacts.put(KEY, "{}", lambda draft: draft.facts("f", facts))
+
+
+def test_arrays_of_other_types_are_refused(artifacts):
+    with pytest.raises(TypeError, match="float16"):
+        artifacts.put(KEY, "{}", lambda draft: draft.arrays("w", {"h": np.zeros(2, "float16")}))
+
+
+def test_missing_things_are_told_apart_from_damage(filled):
+    with pytest.raises(ArtifactMissing, match="0" * 64):
+        filled.open("0" * 64)
+    with pytest.raises(ArtifactMissing, match=r"no nope\.parquet; it holds answers"):
+        filled.open(KEY).table("nope")
+
+
+def test_a_failing_write_leaves_nothing(artifacts):
+    def fail(draft: Draft) -> None:
+        fill(draft)
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        artifacts.put(KEY, "{}", fail)
+    assert list(artifacts.root.iterdir()) == []
+
+
+def test_an_error_of_the_writer_is_not_blamed_on_the_store(artifacts):
+    def fail(_: Draft) -> None:
+        raise PermissionError(errno.EACCES, "the data file")
+
+    with pytest.raises(PermissionError, match="the data file") as caught:
+        artifacts.put(KEY, "{}", fail)
+    assert not isinstance(caught.value, StoreUnwritable)
+
+
+def test_the_first_copy_stays(filled):
+    filled.put(KEY, '{"seed":2}', lambda draft: draft.facts("other", {}))
+    assert filled.open(KEY).description == {"seed": 1}
+    assert not list(filled.root.glob(".draft-*"))
+
+
+@pytest.mark.parametrize("fault", ["flip", "empty folder", "file"])
+def test_putting_over_a_damaged_copy_replaces_it(filled, fault):
+    folder = folder_of(filled)
+    if fault == "flip":  # same size, so only its checksum tells
+        (folder / "metrics.json").write_bytes(bytes((folder / "metrics.json").stat().st_size))
+    else:
+        folder.rename(filled.root / "elsewhere")
+        folder.mkdir() if fault == "empty folder" else folder.write_text("x")
+    filled.put(KEY, '{"seed":1}', fill)
+    filled.open(KEY).verify()
+    aside = list((filled.root.parent / "damaged").glob("*"))
+    assert len(aside) == (fault != "empty folder")  # rename(2) replaces an empty folder itself
+
+
+def test_setting_aside_keeps_every_copy_and_its_reason(filled):
+    first = filled.set_aside(KEY, "checksum")
+    assert first == filled.root.parent / "damaged" / f"{KEY}-0"
+    assert (first / "reason.txt").read_text() == "checksum\n"
+    assert (first / "artifact" / "task.json").is_file()
+    assert filled.set_aside(KEY, "again") is None
+    filled.put(KEY, "{}", fill)
+    assert filled.set_aside(KEY, "again").name == f"{KEY}-1"
+    assert filled.state(KEY) == "absent"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ArtifactDamaged(KEY, "a.json", "is missing"),
+        ArtifactMissing("no artifact"),
+        StoreUnwritable(errno.ENOSPC, "cannot write to the store at /x"),
+    ],
+)
+def test_errors_survive_the_way_between_processes(error):
+    back = pickle.loads(pickle.dumps(error))
+    assert type(back) is type(error)
+    assert str(back) == str(error)
+    assert vars(back) == vars(error)
+
+
+CHILD = """
+import os, signal, sys
+import numpy as np
+from pathlib import Path
+from storage.artifacts import Artifacts
+
+def write(draft):
+    draft.arrays("w", {"a": np.full(1000, float(sys.argv[3]))})
+    print("half", flush=True)
+    if sys.argv[4] == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    sys.stdin.readline()
+    draft.facts("f", {"who": sys.argv[3]})
+
+Artifacts(Path(sys.argv[1])).put(sys.argv[2], "{}", write)
+"""
+
+
+def child(artifacts: Artifacts, who: str, end: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(artifacts.root), KEY, who, end],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_writer_killed_halfway_leaves_no_visible_artifact(artifacts):
+    with child(artifacts, "0", "die") as process:
+        assert process.wait() == -9
+    assert artifacts.state(KEY) == "absent"
+    assert list(artifacts.keys()) == []
+    assert len(list(artifacts.root.glob(".draft-*"))) == 1
+    assert artifacts.drop_stale_drafts(older_than_s=3600) == 0  # it may belong to somebody alive
+    assert artifacts.drop_stale_drafts(older_than_s=-1) == 1
+    assert list(artifacts.root.iterdir()) == []
+    artifacts.put(KEY, "{}", fill)
+    assert KEY in artifacts
+
+
+def test_two_writers_at_once_leave_one_whole_copy(artifacts):
+    with child(artifacts, "0", "live") as one, child(artifacts, "1", "live") as two:
+        for process in (one, two):  # both are halfway before either may go on
+            assert process.stdout.readline() == "half\n"
+        for process in (one, two):
+            process.stdin.write("\n")
+            process.stdin.flush()
+        assert (one.wait(), two.wait()) == (0, 0)
+    artifact = artifacts.open(KEY)
+    who = artifact.facts("f")["who"]
+    assert set(artifact.arrays("w")["a"]) == {float(who)}
+    assert [path.name for path in artifacts.root.iterdir()] == [KEY[:2]]
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"mounting a file system is not permitted: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tiny_disk):
+    artifacts = Artifacts(tiny_disk / "artifacts")
+    noise = np.random.default_rng(0).random(400_000)
+    for kind in ("arrays", "table"):
+        with pytest.raises(StoreUnwritable, match="No space left on device") as caught:
+            artifacts.put(
+                KEY, "{}", lambda draft, kind=kind: getattr(draft, kind)("w", {"n": noise})
+            )
+        assert str(artifacts.root) in str(caught.value)
+        assert "--store" in str(caught.value)
+        assert list(artifacts.root.iterdir()) == []
+    artifacts.put(KEY, "{}", fill)
+    artifacts.open(KEY).verify()
+
+
+def test_a_read_only_store_is_told_and_still_read(tiny_disk):
+    artifacts = Artifacts(tiny_disk / "artifacts")
+    artifacts.put(KEY, "{}", fill)
+    subprocess.run(["mount", "-o", "remount,ro", tiny_disk], check=True)
+    with pytest.raises(StoreUnwritable, match="Read-only file system"):
+        artifacts.put("0" * 64, "{}", fill)
+    with pytest.raises(StoreUnwritable, match="Read-only file system"):
+        artifacts.set_aside(KEY, "x")
+    artifacts.open(KEY).verify()
+
+
+def test_a_store_on_another_disk_than_its_folder_can_set_aside(tiny_disk):
+    artifacts = Artifacts(tiny_disk)  # `damaged` lies outside the mount: no rename leads there
+    artifacts.put(KEY, "{}", fill)
+    place = artifacts.set_aside(KEY, "x")
+    assert (place / "artifact" / "task.json").is_file()
+    assert artifacts.state(KEY) == "absent"
+
+
+def test_a_store_can_be_shared_by_its_group(filled):
+    folder = folder_of(filled)
+    assert folder.stat().st_mode == folder.parent.stat().st_mode

@@ -1,0 +1,478 @@
+"""Tables: parts by task key, damage never trusted, queries shut off from the world."""
+
+import errno
+import hashlib
+import math
+import subprocess
+import tempfile
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage.artifacts import StoreUnwritable
+from storage.tables import MEASURED, SCHEMAS, Tables, equal
+
+A, B, C = (hashlib.sha256(text).hexdigest() for text in (b"a", b"b", b"c"))
+NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+RESULT = {
+    "dataset": "synth_hard",
+    "seed": 3,
+    "attack": "gap",
+    "adaptive": False,
+    "num_members": 200,
+    "auc": 0.1 + 0.2,
+    "auc_low": -0.0,
+    "auc_high": math.nan,
+    "flags": ["underpowered", "overlap"],
+    "duration_s": 1.5,
+    "created_at": NOW,
+}
+SCORES = [
+    {"record": i, "is_member": i % 3 == 0, "score": math.sin(i), "decision": i % 2 == 0}
+    for i in range(150)
+]
+CELLS = [
+    {"label": "raw", "seed": 3, "attack": "gap", "kind": "attack", "task_key": A, "status": "done"},
+    {"label": "same", "seed": 3, "attack": "g", "kind": "attack", "task_key": A, "status": "done"},
+    {"label": "raw", "attack": "nsh", "kind": "attack", "task_key": C, "status": "failed"},
+    {"label": "raw", "attack": "lira", "kind": "attack", "status": "not applicable"},
+    {"label": "raw", "seed": 3, "kind": "utility", "task_key": B, "status": "done"},
+]
+
+
+@pytest.fixture
+def tables(tmp_path):
+    return Tables(tmp_path / "tables")
+
+
+@pytest.fixture
+def filled(tables):
+    tables.write("results", A, [RESULT])
+    tables.write("utility", B, [{"dataset": "synth_hard", "seed": 3, "test_accuracy": 0.75}])
+    tables.write("scores", A, SCORES)
+    tables.write("results", "f" * 64, [RESULT | {"auc": 1.0}])  # another experiment's
+    tables.write_cells("mine", CELLS)
+    return tables
+
+
+def part(tables: Tables, table: str, key: str) -> Path:
+    return tables.root / table / f"part-{key}.parquet"
+
+
+VALUES = {
+    "string": st.text(),
+    "double": st.floats() | st.integers(-(2**53), 2**53),
+    "int64": st.integers(-(2**63), 2**63 - 1),
+    "bool": st.booleans(),
+    "timestamp[us, tz=UTC]": st.datetimes(
+        datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC)
+    ),
+    "list<item: string>": st.lists(st.text(), max_size=3),
+    "list<item: double>": st.lists(st.floats(), max_size=3),
+}
+
+
+def row_of(table):
+    owner = "key" if "key" in SCHEMAS[table].names else "task_key"
+    return st.fixed_dictionaries(
+        {},
+        optional={
+            field.name: st.none() | VALUES[str(field.type)]
+            for field in SCHEMAS[table]
+            if field.name != owner
+        },
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.sampled_from([table for table in SCHEMAS if table != "cells"]))
+def test_rows_come_back_with_every_bit_and_nulls_for_the_rest(data, table):
+    rows = data.draw(st.lists(row_of(table), max_size=3))
+    owner = "key" if "key" in SCHEMAS[table].names else "task_key"
+    with tempfile.TemporaryDirectory() as folder:
+        tables = Tables(Path(folder))
+        tables.write(table, A, rows)
+        back = pq.read_table(part(tables, table, A)).to_pylist()
+        assert tables.lacking(table, [A]) == set()
+        assert tables.problems == []
+        expected = [dict.fromkeys(SCHEMAS[table].names) | row | {owner: A} for row in rows]
+        for row in (*back, *expected):
+            for name, value in row.items():
+                if SCHEMAS[table].field(name).type == "double" and value is not None:
+                    row[name] = float(value).hex()
+        assert repr(back).replace("<UTC>", "") == repr(expected).replace("<UTC>", "") or all(
+            same(mine[name], theirs[name])
+            for mine, theirs in zip(back, expected, strict=True)
+            for name in SCHEMAS[table].names
+        )
+        assert len(back) == len(expected)
+
+
+def same(a, b):
+    if isinstance(a, list):
+        return [str(item) for item in a] == [str(item) for item in b]
+    return a == b
+
+
+@pytest.mark.parametrize(
+    ("row", "error", "match"),
+    [
+        ({"acu": 0.5}, ValueError, "table results: no column is named 'acu'; known: dataset"),
+        ({"experiment": "mine"}, ValueError, "'experiment'"),
+        ({"auc": "0.5"}, TypeError, "table results: column auc holds double, got '0.5' \\(str\\)"),
+        ({"auc": True}, TypeError, "column auc"),
+        ({"seed": 1.0}, TypeError, "column seed"),
+        ({"seed": True}, TypeError, "column seed"),
+        ({"seed": 2**63}, ValueError, "column seed is 9223372036854775808"),
+        ({"adaptive": 1}, TypeError, "column adaptive"),
+        ({"dataset": 5}, TypeError, "column dataset"),
+        ({"flags": "collapsed"}, TypeError, "column flags"),
+        ({"flags": [1]}, TypeError, "column flags"),
+        ({"created_at": "2026-01-01"}, TypeError, "column created_at"),
+        ({"created_at": datetime(2026, 1, 1)}, ValueError, "without a time zone"),
+        ({"task_key": B}, ValueError, "task_key is"),
+    ],
+)
+def test_a_row_the_table_cannot_hold_is_refused_with_its_place(tables, row, error, match):
+    with pytest.raises(error, match=match):
+        tables.write("results", A, [row])
+    assert not part(tables, "results", A).exists()
+
+
+def test_numpy_scalars_sets_and_other_time_zones_are_taken(tables):
+    east = timezone(timedelta(hours=2))
+    row = {
+        "auc": np.float32(0.5),
+        "seed": np.int64(3),
+        "adaptive": np.True_,
+        "flags": {"b", "a"},
+        "created_at": NOW.astimezone(east),
+        "task_key": A,
+    }
+    tables.write("results", A, [row])
+    (back,) = pq.read_table(part(tables, "results", A)).to_pylist()
+    assert (back["auc"], back["seed"], back["adaptive"]) == (0.5, 3, True)
+    assert back["flags"] == ["a", "b"]
+    assert back["created_at"] == NOW
+
+
+@pytest.mark.parametrize("key", ["", "../x", "A" * 64, "a" * 63, A + "\n"])
+def test_what_is_no_key_never_becomes_a_path(tables, key):
+    for use in (
+        lambda: tables.write("results", key, []),
+        lambda: tables.lacking("results", [key]),
+        lambda: tables.remove("results", key),
+    ):
+        with pytest.raises(ValueError, match="not a task key"):
+            use()
+    assert not tables.root.exists()
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", ".x"])
+def test_what_is_no_experiment_name_never_becomes_a_path(tables, name):
+    for use in (lambda: tables.write_cells(name, []), lambda: tables.frame("cells", name)):
+        with pytest.raises(ValueError, match="cannot name a file"):
+            use()
+
+
+def test_unknown_tables_are_refused(tables):
+    for use in (lambda: tables.write("../x", A, []), lambda: tables.frame("nope")):
+        with pytest.raises(ValueError, match="known: results, utility, scores"):
+            use()
+    with pytest.raises(ValueError, match="write_cells"):
+        tables.write("cells", A, [])
+    with pytest.raises(ValueError, match="cannot be told by experiment"):
+        tables.frame("failures", "mine")
+
+
+def test_a_rerun_replaces_and_a_success_removes(tables):
+    tables.write("failures", A, [{"error": "x", "attempts": 1}])
+    tables.write("failures", A, [{"error": "x", "attempts": 2}])
+    assert tables.frame("failures")["attempts"].tolist() == [2]
+    tables.remove("failures", A)
+    tables.remove("failures", A)
+    assert len(tables.frame("failures")) == 0
+    assert list((tables.root / "failures").iterdir()) == []
+
+
+def test_a_view_shows_a_row_for_each_cell_that_has_a_result(filled):
+    frame = filled.frame("results", "mine")
+    assert frame["label"].tolist() == ["raw", "same"]
+    assert frame["attack_label"].tolist() == ["gap", "g"]
+    assert frame["attack"].tolist() == ["gap", "gap"]
+    assert set(frame["experiment"]) == {"mine"}
+    assert set(frame["status"]) == {"done"}
+    assert frame["auc"].tolist() == [0.1 + 0.2] * 2
+    assert list(frame["flags"][0]) == RESULT["flags"]
+    assert filled.frame("utility", "mine")["test_accuracy"].tolist() == [0.75]
+    assert filled.frame("scores", "mine")["score"].tolist() == [r["score"] for r in SCORES]
+    assert len(filled.frame("results", "unknown")) == 0
+    assert len(filled.frame("cells")) == len(CELLS)
+    filled.write_cells("second", CELLS[:1])
+    assert filled.frame("results")["experiment"].tolist() == ["mine", "mine", "second"]
+
+
+def test_a_frame_reads_only_the_parts_it_needs(filled):
+    part(filled, "results", "f" * 64).write_bytes(b"rubbish")
+    filled.frame("results", "mine")
+    assert filled.problems == []
+
+
+@pytest.mark.parametrize("table", ["results", "scores", "cells"])
+@pytest.mark.parametrize("fault", ["flip", "truncate", "empty", "renamed"])
+def test_a_damaged_part_is_set_aside_reported_and_never_trusted(filled, table, fault):
+    path = filled.root / "cells" / "mine.parquet" if table == "cells" else part(filled, table, A)
+    data = path.read_bytes()
+    if fault == "flip":
+        path.write_bytes(data[:40] + bytes([data[40] ^ 1]) + data[41:])
+    elif fault == "renamed":
+        other = "other.parquet" if table == "cells" else f"part-{B}.parquet"
+        path = path.rename(path.with_name(other))
+    else:
+        path.write_bytes(data[:-1] if fault == "truncate" else b"")
+    if table == "cells":
+        assert len(filled.frame("cells")) == 0
+    else:
+        assert filled.lacking(table, [A, B, C]) == {A, B, C}
+    assert not path.exists()
+    assert path.with_suffix(".damaged").exists()
+    (problem,) = filled.problems
+    assert str(path) in problem
+    assert "running the experiment again recomputes it" in problem
+    filled.frame("scores")  # what is left is still read
+    if table != "cells":
+        filled.write(table, A, [RESULT] if table == "results" else SCORES)
+        assert filled.lacking(table, [A]) == set()
+
+
+@pytest.mark.parametrize("table", ["results", "scores"])
+def test_no_flipped_bit_changes_a_value_unnoticed(filled, table):
+    path = part(filled, table, A)
+    data = path.read_bytes()
+    good = filled.frame(table, "mine")
+    for position in range(0, len(data), 13):
+        path.write_bytes(
+            data[:position] + bytes([data[position] ^ (1 << position % 8)]) + data[position + 1 :]
+        )
+        if A not in filled.lacking(table, [A]):  # a bit that carries nothing
+            assert filled.frame(table, "mine").equals(good)
+    path.write_bytes(data)
+    assert filled.frame(table, "mine").equals(good)
+
+
+def test_a_footer_that_points_to_another_page_is_noticed(filled):
+    """Page checksums do not cover the footer: an offset there can turn a value into null."""
+    path = part(filled, "results", A)
+    data = path.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    good = pq.read_table(path)
+    num_silent = 0
+    for position in range(footer, footer + (len(data) - footer) // 2):
+        for bit in (0, 2):
+            path.write_bytes(
+                data[:position] + bytes([data[position] ^ (1 << bit)]) + data[position + 1 :]
+            )
+            try:
+                other = pq.read_table(path, page_checksum_verification=True)
+                silent = other.column_names == good.column_names and not other.equals(good)
+            except (OSError, ValueError, NotImplementedError):
+                continue
+            if silent and all(
+                other[n].null_count != good[n].null_count for n in differing(other, good)
+            ):
+                num_silent += 1
+                assert filled.lacking("results", [A]) == {A}
+    assert num_silent > 0
+
+
+def differing(a, b):
+    return [n for n in a.column_names if not a[n].equals(b[n]) and n != "auc_high"]
+
+
+def test_a_part_from_before_a_column_was_added_is_sound(filled, monkeypatch):
+    older = SCHEMAS["results"].remove(SCHEMAS["results"].get_field_index("judge"))
+    with monkeypatch.context() as context:
+        context.setitem(SCHEMAS, "results", older)
+        filled.write("results", A, [RESULT])
+        newer_read_by_older = part(filled, "results", "f" * 64)
+        assert newer_read_by_older.exists()
+        assert filled.lacking("results", ["f" * 64]) == set()
+    assert filled.lacking("results", [A]) == set()
+    frame = filled.frame("results", "mine")
+    assert frame["judge"].isna().all()
+    assert frame["auc"].tolist() == [0.1 + 0.2] * 2
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_views_have_their_columns_whether_or_not_there_are_parts(filled, tmp_path, full):
+    tables = filled if full else Tables(tmp_path / "nothing")
+    connection = tables.connect()
+    shown = {"results": 5, "utility": 4}
+    for view, schema in SCHEMAS.items():
+        relation = connection.execute(f"SELECT * FROM {view}")
+        names = [column[0] for column in relation.description]
+        assert names[shown.get(view, 0) :] == schema.names
+        assert names == list(tables.frame(view).columns)
+        relation.fetchall()
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_query_sees_what_a_frame_sees(filled):
+    query = filled.connect().execute
+    assert query(
+        "SELECT label, auc, created_at FROM results WHERE experiment = 'mine'"
+    ).fetchall() == [
+        ("raw", 0.1 + 0.2, NOW.replace(tzinfo=None)),
+        ("same", 0.1 + 0.2, NOW.replace(tzinfo=None)),
+    ]
+    assert query("SELECT count(*) FROM scores WHERE is_member").fetchone() == (50,)
+    joined = "SELECT max(score) FROM scores JOIN results USING (task_key) WHERE label = 'raw'"
+    assert query(joined).fetchone() == (max(row["score"] for row in SCORES),)
+    assert query("SELECT created_at::VARCHAR FROM results LIMIT 1").fetchone() == (
+        "2026-01-02 03:04:05.678901",
+    )
+
+
+def test_a_damaged_part_does_not_stop_connecting(filled):
+    part(filled, "results", A).write_bytes(b"rubbish")
+    part(filled, "scores", A).write_bytes(b"rubbish")
+    connection = filled.connect()
+    assert connection.execute("SELECT count(*) FROM results").fetchone() == (0,)
+    assert connection.execute("SELECT count(*) FROM scores").fetchone() == (0,)
+    assert len(filled.problems) == 2
+
+
+def test_a_damaged_page_of_scores_stops_the_query_instead_of_lying(filled):
+    path = part(filled, "scores", A)
+    data = bytearray(path.read_bytes())
+    at = pq.read_metadata(path).row_group(0).column(3)  # score
+    data[at.data_page_offset + at.total_compressed_size - 9] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(duckdb.Error, match="(?i)crc|checksum"):
+        filled.connect().execute("SELECT sum(score) FROM scores").fetchall()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT * FROM read_text('/etc/passwd')",
+        "SELECT * FROM '/etc/passwd'",
+        "SELECT * FROM glob('/etc/*')",
+        "SELECT * FROM read_parquet('{root}/results/part-{key}.parquet')",
+        "SELECT * FROM read_csv('http://127.0.0.1:1/x.csv')",
+        "COPY results TO '{root}/out.csv'",
+        "COPY (SELECT 1) TO '{root}/out.parquet'",
+        "EXPORT DATABASE '{root}/out'",
+        "ATTACH '{root}/out.db'",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "SET enable_external_access = true",
+        "SET lock_configuration = false",
+        "RESET enable_external_access",
+        "SET allowed_directories = ['/']",
+        "SET python_enable_replacements = true",
+        "SELECT * FROM secret",
+        "DELETE FROM results",
+        "UPDATE results SET auc = 0.5",
+        "INSERT INTO scores SELECT * FROM scores",
+    ],
+)
+def test_a_query_reaches_nothing_but_the_tables(filled, sql):
+    secret = filled.frame("results")  # a Python variable DuckDB would otherwise find by its name
+    before = {path: path.read_bytes() for path in filled.root.rglob("*.parquet")}
+    connection = filled.connect()
+    with pytest.raises(duckdb.Error):
+        connection.execute(sql.format(root=filled.root, key=A)).fetchall()
+    assert {path: path.read_bytes() for path in filled.root.rglob("*") if path.is_file()} == before
+    assert len(secret) == 2
+
+
+def copy_of(tables: Tables, root: Path, **changes) -> Tables:
+    other = Tables(root)
+    other.write("results", A, [RESULT | {"auc_high": float("-nan")} | changes])
+    other.write("utility", B, [{"dataset": "synth_hard", "seed": 3, "test_accuracy": 0.75}])
+    other.write("scores", A, SCORES[::-1])
+    other.write("results", "f" * 64, [RESULT | {"auc": 1.0}])
+    return other
+
+
+def test_equal_ignores_measured_columns_and_the_order_of_rows(filled, tmp_path):
+    later = {"created_at": NOW + timedelta(days=1), "duration_s": 9.0, "worker": "w2"}
+    assert equal(filled, copy_of(filled, tmp_path / "b", **later)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"auc": 0.3}, "auc is 0.30000000000000004 in the first, 0.3 in the second"),
+        ({"auc_low": 0.0}, "auc_low is -0.0 in the first, 0.0 in the second"),
+        ({"auc_high": None}, "auc_high is nan in the first, None in the second"),
+        ({"flags": ["overlap"]}, "flags"),
+        ({"seed": 4}, "seed is 3 in the first, 4 in the second"),
+    ],
+)
+def test_equal_tells_every_other_difference(filled, tmp_path, changes, told):
+    (line,) = equal(filled, copy_of(filled, tmp_path / "b", **changes))
+    assert told in line
+    assert A in line
+
+
+def test_equal_tells_missing_parts_rows_and_experiments(filled, tmp_path):
+    other = copy_of(filled, tmp_path / "b")
+    other.remove("utility", B)
+    other.write("scores", A, SCORES[1:])
+    assert equal(filled, other) == [
+        f"utility/part-{B}.parquet: sound only in the first store",
+        f"scores/part-{A}.parquet: 1 rows only in the first, 0 only in the second",
+    ]
+    assert equal(filled, other, ("cells",)) == ["cells/mine.parquet: sound only in the first store"]
+
+
+def test_equal_forgives_timing_attacks_their_numbers_but_not_their_absence(filled, tmp_path):
+    other = copy_of(filled, tmp_path / "b")
+    for tables, auc in ((filled, 0.6), (other, 0.7)):
+        tables.write("results", C, [{"attack": "timing", "auc": auc}])
+        tables.write("scores", C, [{"record": 0, "score": auc}])
+    assert equal(filled, other) == []
+    other.remove("scores", C)
+    assert len(equal(filled, other)) == 1
+
+
+def test_statistics_of_answers_are_not_called_measured():
+    assert MEASURED >= {"duration_s", "fit_ratio", "query_ratio_1", "created_at", "worker"}
+    assert not MEASURED & {"variance_ratio", "noise_variance_ratio", "auc", "score", "task_key"}
+
+
+def test_a_full_and_a_read_only_disk_are_told(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
+    if (mounted := subprocess.run(mount, capture_output=True, check=False)).returncode:
+        pytest.skip(f"mounting a file system is not permitted: {mounted.stderr.decode().strip()}")
+    try:
+        tables = Tables(disk / "tables")
+        tables.write("scores", A, SCORES)
+        tables.write("scores", B, SCORES)
+        with pytest.raises(StoreUnwritable) as caught:
+            tables.write("scores", A, [{"score": i**0.5} for i in range(200_000)])
+        assert caught.value.errno == errno.ENOSPC
+        assert {path.name for path in (tables.root / "scores").iterdir()} == {
+            f"part-{A}.parquet",
+            f"part-{B}.parquet",
+        }
+        assert tables.lacking("scores", [A]) == set()  # the older part is still whole
+        part(tables, "scores", B).write_bytes(b"rubbish")
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        with pytest.raises(StoreUnwritable, match="Read-only file system"):
+            tables.remove("scores", A)
+        assert tables.lacking("scores", [A, B]) == {B}
+        assert "could not be set aside (Read-only file system)" in tables.problems[0]
+    finally:
+        subprocess.run(["umount", disk], check=True)
