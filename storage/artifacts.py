@@ -31,8 +31,8 @@ __all__ = [
     "check_key",
     "check_name",
     "sync_folder",
-    "write_whole",
     "write_synced",
+    "write_whole",
     "writing_to",
 ]
 

@@ -22,6 +22,7 @@ from storage.artifacts import (
     Artifacts,
     Draft,
     StoreUnwritable,
+    write_whole,
 )
 
 KEY = hashlib.sha256(b"a task").hexdigest()
@@ -302,8 +303,9 @@ def test_arrays_of_other_types_are_refused(artifacts):
 
 
 def test_missing_things_are_told_apart_from_damage(filled):
-    with pytest.raises(ArtifactMissing, match="0" * 64):
+    with pytest.raises(ArtifactMissing, match="0" * 64) as caught:
         filled.open("0" * 64)
+    assert caught.value.damaged_key == "0" * 64
     with pytest.raises(ArtifactMissing, match=r"no nope\.parquet; it holds answers"):
         filled.open(KEY).table("nope")
 
@@ -362,7 +364,7 @@ def test_setting_aside_keeps_every_copy_and_its_reason(filled):
     "error",
     [
         ArtifactDamaged(KEY, "a.json", "is missing"),
-        ArtifactMissing("no artifact"),
+        ArtifactMissing(KEY, "no artifact"),
         StoreUnwritable(errno.ENOSPC, "cannot write to the store at /x"),
     ],
 )
@@ -453,6 +455,17 @@ def test_a_full_disk_is_told_and_leaves_nothing(tiny_disk):
         assert list(artifacts.root.iterdir()) == []
     artifacts.put(KEY, "{}", fill)
     artifacts.open(KEY).verify()
+
+
+def test_a_small_file_is_replaced_whole_or_not_at_all(tiny_disk):
+    path = tiny_disk / "experiments" / "versions.json"
+    write_whole(path, "old")
+    write_whole(path, "né")
+    assert path.read_text(encoding="utf-8") == "né"
+    with pytest.raises(StoreUnwritable, match="No space left on device"):
+        write_whole(path, "x" * 2**21)
+    assert path.read_text(encoding="utf-8") == "né"
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_read_only_store_is_told_and_still_read(tiny_disk):

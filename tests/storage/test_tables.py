@@ -101,23 +101,20 @@ def test_rows_come_back_with_every_bit_and_nulls_for_the_rest(data, table):
         back = pq.read_table(part(tables, table, A)).to_pylist()
         assert tables.lacking(table, [A]) == set()
         assert tables.problems == []
-        expected = [dict.fromkeys(SCHEMAS[table].names) | row | {owner: A} for row in rows]
-        for row in (*back, *expected):
-            for name, value in row.items():
-                if SCHEMAS[table].field(name).type == "double" and value is not None:
-                    row[name] = float(value).hex()
-        assert repr(back).replace("<UTC>", "") == repr(expected).replace("<UTC>", "") or all(
-            same(mine[name], theirs[name])
-            for mine, theirs in zip(back, expected, strict=True)
-            for name in SCHEMAS[table].names
-        )
-        assert len(back) == len(expected)
+    expected = [dict.fromkeys(SCHEMAS[table].names) | row | {owner: A} for row in rows]
+    for row in expected:
+        for name in row:
+            if row[name] is not None and SCHEMAS[table].field(name).type == "double":
+                row[name] = float(row[name])
+    assert exact(back) == exact(expected)
 
 
-def same(a, b):
-    if isinstance(a, list):
-        return [str(item) for item in a] == [str(item) for item in b]
-    return a == b
+def exact(value):
+    if isinstance(value, list):
+        return [exact(item) for item in value]
+    if isinstance(value, dict):
+        return {name: exact(item) for name, item in value.items()}
+    return value.hex() if isinstance(value, float) else value
 
 
 @pytest.mark.parametrize(
@@ -256,7 +253,7 @@ def test_no_flipped_bit_changes_a_value_unnoticed(filled, table):
     path = part(filled, table, A)
     data = path.read_bytes()
     good = filled.frame(table, "mine")
-    for position in range(0, len(data), 13):
+    for position in range(0, len(data), 29):
         path.write_bytes(
             data[:position] + bytes([data[position] ^ (1 << position % 8)]) + data[position + 1 :]
         )
@@ -267,42 +264,35 @@ def test_no_flipped_bit_changes_a_value_unnoticed(filled, table):
 
 
 def test_a_footer_that_points_to_another_page_is_noticed(filled):
-    """Page checksums do not cover the footer: an offset there can turn a value into null."""
+    """Page checksums do not cover the footer: a wrong offset there turns a value into null."""
     path = part(filled, "results", A)
+    group = pq.read_metadata(path).row_group(0)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    pointers = {c.path_in_schema: pointer(c.data_page_offset) for c in columns}
     data = path.read_bytes()
-    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
-    good = pq.read_table(path)
-    num_silent = 0
-    for position in range(footer, footer + (len(data) - footer) // 2):
-        for bit in (0, 2):
-            path.write_bytes(
-                data[:position] + bytes([data[position] ^ (1 << bit)]) + data[position + 1 :]
-            )
-            try:
-                other = pq.read_table(path, page_checksum_verification=True)
-                silent = other.column_names == good.column_names and not other.equals(good)
-            except (OSError, ValueError, NotImplementedError):
-                continue
-            if silent and all(
-                other[n].null_count != good[n].null_count for n in differing(other, good)
-            ):
-                num_silent += 1
-                assert filled.lacking("results", [A]) == {A}
-    assert num_silent > 0
+    assert data.count(pointers["attack"]) == 1
+    path.write_bytes(data.replace(pointers["attack"], pointers["attack_params"]))
+    trusting = pq.read_table(path, page_checksum_verification=True)
+    assert trusting["attack"].to_pylist() == [None]
+    assert filled.lacking("results", [A]) == {A}
 
 
-def differing(a, b):
-    return [n for n in a.column_names if not a[n].equals(b[n]) and n != "auc_high"]
+def pointer(offset: int) -> bytes:
+    """Thrift's compact form of a field holding `offset`: zigzag, seven bits a byte."""
+    number, digits = 2 * offset, []
+    while number:
+        digits.append(number % 128 | (128 if number >= 128 else 0))
+        number //= 128
+    return bytes([0x26, *digits])
 
 
-def test_a_part_from_before_a_column_was_added_is_sound(filled, monkeypatch):
+def test_parts_of_versions_with_fewer_or_more_columns_are_sound(filled, monkeypatch):
     older = SCHEMAS["results"].remove(SCHEMAS["results"].get_field_index("judge"))
     with monkeypatch.context() as context:
         context.setitem(SCHEMAS, "results", older)
+        assert filled.lacking("results", [A]) == set()  # the part has a column we do not know
+        assert "judge" not in filled.frame("results").columns
         filled.write("results", A, [RESULT])
-        newer_read_by_older = part(filled, "results", "f" * 64)
-        assert newer_read_by_older.exists()
-        assert filled.lacking("results", ["f" * 64]) == set()
     assert filled.lacking("results", [A]) == set()
     frame = filled.frame("results", "mine")
     assert frame["judge"].isna().all()
@@ -354,7 +344,7 @@ def test_a_damaged_page_of_scores_stops_the_query_instead_of_lying(filled):
     at = pq.read_metadata(path).row_group(0).column(3)  # score
     data[at.data_page_offset + at.total_compressed_size - 9] ^= 1
     path.write_bytes(data)
-    with pytest.raises(duckdb.Error, match="(?i)crc|checksum"):
+    with pytest.raises(duckdb.Error, match=r"(?i)crc|checksum"):
         filled.connect().execute("SELECT sum(score) FROM scores").fetchall()
 
 
@@ -446,7 +436,7 @@ def test_equal_forgives_timing_attacks_their_numbers_but_not_their_absence(fille
 
 
 def test_statistics_of_answers_are_not_called_measured():
-    assert MEASURED >= {"duration_s", "fit_ratio", "query_ratio_1", "created_at", "worker"}
+    assert {"duration_s", "fit_ratio", "query_ratio_1", "created_at", "worker"} <= MEASURED
     assert not MEASURED & {"variance_ratio", "noise_variance_ratio", "auc", "score", "task_key"}
 
 
