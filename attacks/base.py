@@ -1,6 +1,6 @@
 """The seam of an attack: what it may ask, what it may know, what it returns."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -19,7 +19,8 @@ class Classifier(Protocol):
     Every row asked counts as one query.
     """
 
-    num_queries: int
+    @property
+    def num_queries(self) -> int: ...
 
     def __call__(self, x: NDArray[Any]) -> NDArray[Any]: ...
 
@@ -43,9 +44,14 @@ class Known:
 class Trained(Protocol):
     """A model (with its own defense, if it has one) that was trained because an attack asked."""
 
-    rows: NDArray[np.int64]
-    weights: Mapping[str, NDArray[Any]]
-    state: Mapping[str, NDArray[Any]]
+    @property
+    def rows(self) -> NDArray[np.int64]: ...
+
+    @property
+    def weights(self) -> Mapping[str, NDArray[Any]]: ...
+
+    @property
+    def state(self) -> Mapping[str, NDArray[Any]]: ...
 
     def answer(self, x: NDArray[Any]) -> NDArray[np.float64]:
         """Confidences [N, C] for any x [N, ...]."""
@@ -63,10 +69,17 @@ class Outline(Protocol):
         adaptive: whether the attacker builds its own copy of the deployed defense.
     """
 
-    known_rows: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    num_classes: int
-    adaptive: bool
+    @property
+    def known_rows(self) -> NDArray[np.int64]: ...
+
+    @property
+    def labels(self) -> NDArray[np.int64]: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def adaptive(self) -> bool: ...
 
     def training(
         self,
@@ -101,14 +114,28 @@ class Knowledge(Protocol):
         device: where torch code should run.
     """
 
-    fit: Known
-    cal: Known
-    query: Classifier
-    num_classes: int
-    trained: tuple[Trained, ...]
-    rows: NDArray[np.int64]
-    x_of: Callable[[NDArray[np.int64]], tuple[NDArray[Any], NDArray[np.int64]]]
-    device: str
+    @property
+    def fit(self) -> Known: ...
+
+    @property
+    def cal(self) -> Known: ...
+
+    @property
+    def query(self) -> Classifier: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def trained(self) -> tuple[Trained, ...]: ...
+
+    @property
+    def rows(self) -> NDArray[np.int64]: ...
+
+    def x_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]: ...
+
+    @property
+    def device(self) -> str: ...
 
 
 class Attack(BaseModel):

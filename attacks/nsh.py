@@ -39,6 +39,7 @@ class Nsh(Attack):
 
     VERSION: ClassVar[int] = 1
     THREAT_MODEL: ClassVar[str] = "BB-score"
+    CONTAINS_GAP: ClassVar[bool] = True
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"true_confidence": False},
         "sound": {},
@@ -111,13 +112,8 @@ class Nsh(Attack):
             for members, nonmembers in _batches(sides, num_batches, rng):
                 rows = torch.from_numpy(np.concatenate([members, nonmembers])).to(known.device)
                 log_odds = net(feature_MC[rows], y_M[rows])
-                # Each side's mean counts half: the class-weighted loss where sizes differ.
-                loss = 0.5 * (
-                    nn.functional.softplus(-log_odds[: len(members)]).mean()
-                    + nn.functional.softplus(log_odds[len(members) :]).mean()
-                )
                 optimiser.zero_grad()
-                torch.autograd.backward(loss)
+                torch.autograd.backward(_balanced_loss(log_odds, len(members)))
                 optimiser.step()
             log_odds_cal = _log_odds(net, cal_feature, known.cal.y, known.device)
             if not np.isfinite(log_odds_cal).all():
@@ -174,6 +170,13 @@ def _relu_layers(*sizes: int) -> nn.Sequential:
     for size_in, size_out in itertools.pairwise(sizes):
         layers += [nn.Linear(size_in, size_out), nn.ReLU()]
     return nn.Sequential(*layers)
+
+
+def _balanced_loss(log_odds: torch.Tensor, num_members: int) -> torch.Tensor:
+    """Cross entropy with half the weight on the leading members, half on the rest."""
+    member = nn.functional.softplus(-log_odds[:num_members]).mean()
+    nonmember = nn.functional.softplus(log_odds[num_members:]).mean()
+    return 0.5 * (member + nonmember)
 
 
 def _to_tensor(array: NDArray[Any], device: str) -> torch.Tensor:

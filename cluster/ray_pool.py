@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -35,6 +36,24 @@ _PROBE = (
     "ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')\n"
     "ray.shutdown()\n"
 )
+# Ray's agents outlive a driver that was killed by a minute. This process sees the driver's end of
+# its pipe close and ends what carries the mark in its environment: only what this driver started.
+_MARK = "SFUMATO_LOCAL_RAY"
+_REAPER = """
+import glob, os, signal, sys, time
+sys.stdin.read()
+mark, found = sys.argv[1].encode(), True
+while found:
+    found = False
+    for path in glob.glob("/proc/[0-9]*/environ"):
+        try:
+            if mark in open(path, "rb").read().split(bytes(1)):
+                os.kill(int(path.split("/")[2]), signal.SIGKILL)
+                found = True
+        except OSError:
+            pass
+    time.sleep(0.1)
+"""
 _INSTALL = (
     "Install Sfumato, the same version, into the Python environment of every node "
     "(a driver that finds it only through its working directory or sys.path is not enough)."
@@ -133,6 +152,7 @@ class RayPool:
         self._slots: dict[str, _Slot] = {}
         self._num_named = self._num_wanted = self._losses = 0
         self._owns_ray = self._joined = False
+        self._reaper: subprocess.Popen[bytes] | None = None
         self._deadline = 0.0
         self._unreported = ""
 
@@ -146,7 +166,7 @@ class RayPool:
         """
         if not ray.is_initialized():
             if self._address is None:
-                _start_local(self._workers, self._logical_gpus)
+                self._reaper = _start_local(self._workers, self._logical_gpus)
             else:
                 _join(self._address, self._start_timeout_s)
             self._owns_ray = True
@@ -217,6 +237,9 @@ class RayPool:
         if self._owns_ray:
             self._owns_ray = False
             ray.shutdown()
+        if self._reaper is not None:
+            self._reaper.communicate()  # closes its pipe: from here on nothing is left
+            self._reaper = None
 
     # -- one worker ---------------------------------------------------------------------------
 
@@ -329,9 +352,23 @@ class RayPool:
         return f"{self._gpus:g} GPU" if self._gpus else "1 CPU"
 
 
-def _start_local(num_cpus: int | None, num_gpus: int | None) -> None:
-    with _loopback_only():
-        _init("local", num_cpus=num_cpus, num_gpus=num_gpus, include_dashboard=False)
+def _start_local(num_cpus: int | None, num_gpus: int | None) -> subprocess.Popen[bytes]:
+    """Start Ray on this machine, and the process that ends it should this one be killed."""
+    mark = uuid.uuid4().hex
+    command = [sys.executable, "-I", "-S", "-c", _REAPER, f"{_MARK}={mark}"]
+    # In a session of its own, Ctrl-C in the terminal does not reach it.
+    reaper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    os.environ[_MARK] = mark
+    try:
+        with _loopback_only():
+            _init("local", num_cpus=num_cpus, num_gpus=num_gpus, include_dashboard=False)
+    except BaseException:
+        ray.shutdown()
+        reaper.communicate()
+        raise
+    finally:
+        del os.environ[_MARK]
+    return reaper
 
 
 def _join(address: str, timeout_s: float) -> None:

@@ -59,8 +59,11 @@ class Reference(Records):
 class Trained(Protocol):
     """A model or defense that was trained because a defense asked for it."""
 
-    weights: Mapping[str, NDArray[Any]]
-    state: Mapping[str, NDArray[Any]]
+    @property
+    def weights(self) -> Mapping[str, NDArray[Any]]: ...
+
+    @property
+    def state(self) -> Mapping[str, NDArray[Any]]: ...
 
     def answer(self, x: NDArray[Any]) -> NDArray[np.float64]: ...
 
@@ -68,10 +71,17 @@ class Trained(Protocol):
 class Outline(Protocol):
     """What is known while planning: row numbers, labels and sizes, never an answer."""
 
-    member_rows: NDArray[np.int64]
-    reference_rows: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    num_classes: int
+    @property
+    def member_rows(self) -> NDArray[np.int64]: ...
+
+    @property
+    def reference_rows(self) -> NDArray[np.int64]: ...
+
+    @property
+    def labels(self) -> NDArray[np.int64]: ...
+
+    @property
+    def num_classes(self) -> int: ...
 
     def training(
         self,
@@ -105,13 +115,26 @@ class Setting(Protocol):
         device: where torch code should run.
     """
 
-    members: Records
-    reference: Reference
-    num_classes: int
-    answer: Callable[[NDArray[Any]], NDArray[np.float64]]
-    trained: tuple[Trained, ...]
-    train: Callable[..., dict[str, NDArray[Any]]]
-    device: str
+    @property
+    def members(self) -> Records: ...
+
+    @property
+    def reference(self) -> Reference: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def answer(self) -> Callable[[NDArray[Any]], NDArray[np.float64]]: ...
+
+    @property
+    def trained(self) -> tuple[Trained, ...]: ...
+
+    @property
+    def train(self) -> Callable[..., dict[str, NDArray[Any]]]: ...
+
+    @property
+    def device(self) -> str: ...
 
 
 class Defense(BaseModel):

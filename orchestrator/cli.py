@@ -155,9 +155,9 @@ def plan(
     with _Errors(debug):
         data_dir, root = _data_dir(data_dir), _store(store)
         experiment = _load(name, overrides, data_dir)
+        from orchestrator.plan import make_plan
         from orchestrator.report import print_plan
         from orchestrator.resume import Store, compare
-        from orchestrator.plan import make_plan
 
         print_plan(console, compare(make_plan(experiment, data_dir), Store(root), repair=False))
 

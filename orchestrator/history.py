@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.config import Experiment
+from orchestrator.plan import Plan
 from orchestrator.resume import Store
-from storage.tracking import Ledger, Mirror, Tracker, default_uri
+from storage.mirror import Ledger, Mirror
+from storage.tracking import Tracker, default_uri
 
 __all__ = ["History"]
 
@@ -13,16 +14,15 @@ __all__ = ["History"]
 class History:
     """Mirrors result rows to MLflow; MLflow is never imported when nothing is new."""
 
-    def __init__(self, experiment: Experiment, store: Store, uri: str | None) -> None:
-        self._experiment, self._store = experiment, store
+    def __init__(self, plan: Plan, store: Store, uri: str | None) -> None:
+        self._experiment, self._store = plan.experiment, store
         self._uri = uri or default_uri(store.root)
-        self._ledger = Ledger(store.experiment(experiment.name) / "tracked.json")
+        self._ledger = Ledger(store.experiment(plan.experiment.name) / "tracked.jsonl")
         self._mirror: Mirror | None = None
-        self._labels: Mapping[str, Sequence[tuple[str, str]]] = {}
-
-    def expect(self, labels: Mapping[str, Sequence[tuple[str, str]]]) -> None:
-        """Tell the (label, preset) pairs under which each task's row appears."""
-        self._labels = labels
+        # One task may fill several cells: the same defense under two labels.
+        self._labels: dict[str, list[tuple[str, str]]] = {}
+        for cell in plan.cells:
+            self._labels.setdefault(cell.task.key, []).append((cell.label, cell.preset))
 
     def put(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Send result rows soon, without waiting."""
@@ -37,7 +37,9 @@ class History:
     def close(self) -> list[str]:
         """Send what waits from earlier runs too; gives warnings for the person."""
         frame = self._store.tables.frame("results", self._experiment.name)
-        rows = [row for row in frame.to_dict("records") if row["status"] == "done"]
+        rows: list[dict[str, Any]] = [
+            {str(name): value for name, value in row.items()} for row in frame.to_dict("records")
+        ]
         sent = self._mirror.sent if self._mirror is not None else set()
         fresh = [row for row in rows if (row["task_key"], row["label"]) not in sent]
         waiting = self._ledger.waiting(self._uri, fresh)

@@ -295,7 +295,7 @@ class DefenderOutline:
 
 
 def _attack_trainings(
-    case: _Case, stages: Sequence[_Stage], plugin: Any, entry: AttackEntry, judge: str
+    case: _Case, stages: Sequence[_Stage], plugin: Any, entry: AttackEntry, judge: splits.Judge
 ) -> tuple[Task, ...]:
     if not isinstance(plugin, PlanningAttack):
         return ()
@@ -310,7 +310,7 @@ class AttackerOutline:
 
     case: _Case
     stages: Sequence[_Stage] = field(repr=False)
-    judge: str
+    judge: splits.Judge
     adaptive: bool
 
     @cached_property

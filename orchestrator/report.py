@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
@@ -46,15 +47,10 @@ def print_results(console: Console, experiment: Experiment, store: Store) -> Non
         console.print(_utility(utility[utility["dataset"] == name], labels, name, seeds))
         rows = results[results["dataset"] == name]
         attacks = list(dict.fromkeys(here.loc[here["kind"] == "attack", "attack"]))
-        # A result row names the plugin; the cell names the attack as the experiment file does.
-        named = rows.merge(
-            here[["task_key", "label", "attack"]].rename(columns={"attack": "entry"}),
-            on=["task_key", "label"],
-            how="left",
-        )
-        console.print(_attacks(named, labels, attacks, name, seeds))
+        console.print(_attacks(rows, labels, attacks, name, seeds))
         if entry.judge == "untrained":
-            _print_null(console, store, named, labels, name)
+            scores = tables.frame("scores", experiment.name)
+            _print_null(console, scores, rows, labels, name)
     _print_missing(console, cells)
 
 
@@ -104,15 +100,15 @@ def _attacks(
     for attack in attacks:
         shown = [attack]
         for label in labels:
-            mine = rows[(rows["label"] == label) & (rows["entry"] == attack)]
+            mine = rows[(rows["label"] == label) & (rows["attack_label"] == attack)]
             flags = {flag for listed in mine["flags"] for flag in listed if flag in _FLAG_MARKS}
             marks |= flags
             shown.append(_attack_cell(mine, flags))
         table.add_row(*shown)
     shown = ["worst of these"]
     for label in labels:
-        mine = rows[(rows["label"] == label) & rows["entry"].isin(attacks)]
-        means = mine.groupby("entry")["attack_accuracy"].mean()
+        mine = rows[(rows["label"] == label) & rows["attack_label"].isin(attacks)]
+        means = mine.groupby("attack_label")["attack_accuracy"].mean()
         worst = [(float(v), str(k)) for k, v in means.items()]
         top = max(worst, default=None)
         shown.append(f"{100 * top[0]:.1f}\n{top[1]}" if top else "-")
@@ -156,11 +152,15 @@ def _seeds(count: int) -> str:
 
 
 def _print_null(
-    console: Console, store: Store, rows: pd.DataFrame, labels: Sequence[str], dataset: str
+    console: Console,
+    scores: pd.DataFrame,
+    rows: pd.DataFrame,
+    labels: Sequence[str],
+    dataset: str,
 ) -> None:
     """The verdict of the null: no attack may leave the max-null band."""
     for label in labels:
-        band, attacks = null_band(store, rows[rows["label"] == label])
+        band, attacks = null_band(scores, rows[rows["label"] == label])
         verdict = "inside" if band.inside else "OUTSIDE: the evaluation itself leaks"
         console.print(
             f"null on {dataset}, {label}: worst accuracy {band.observed_accuracy:.2f} sd "
@@ -170,37 +170,36 @@ def _print_null(
         )
 
 
-def null_band(store: Store, rows: pd.DataFrame) -> tuple[metrics.NullBand, list[str]]:
+def null_band(scores: pd.DataFrame, rows: pd.DataFrame) -> tuple[metrics.NullBand, list[str]]:
     """The max-null band over the attacks and seeds of one defense (methods.md section 8.6).
 
     Args:
-        store: holds the score rows.
-        rows: result rows of one dataset and defense, with the attack's label in `entry`.
+        scores: rows of the table `scores`.
+        rows: result rows of one dataset and defense.
 
     Returns:
         The band, and the attacks in the order it counts them.
     """
-    attacks = sorted(set(rows["entry"]))
-    scores, decisions, members = [], [], []
+    attacks = sorted(set(rows["attack_label"]))
+    of_task = dict(iter(scores.groupby("task_key")))
+    judged, decided, members = [], [], []
     for _, seed in rows.groupby("seed"):
-        by_attack = {row.entry: row.task_key for row in seed.itertuples()}
-        frames = [store.tables.scores(by_attack[attack]) for attack in attacks]
-        frames = [frame.sort_values("record") for frame in frames]
-        scores.append([frame["score"].to_numpy() for frame in frames])
-        decisions.append([frame["decision"].to_numpy() for frame in frames])
-        members.append(frames[0]["is_member"].to_numpy())
-    return metrics.max_null_band(scores, decisions, members, seed=0), attacks
+        key = dict(zip(seed["attack_label"], seed["task_key"], strict=True))
+        frames = [of_task[key[attack]].sort_values("record") for attack in attacks]
+        judged.append(np.stack([frame["score"].to_numpy() for frame in frames]))
+        decided.append(np.stack([frame["decision"].to_numpy(dtype=bool) for frame in frames]))
+        members.append(frames[0]["is_member"].to_numpy(dtype=bool))
+    return metrics.max_null_band(judged, decided, members, seed=0), attacks
 
 
 def _print_missing(console: Console, cells: pd.DataFrame) -> None:
     """Say which cells are missing, and why."""
     missing = cells[~cells["status"].isin(["done"])]
-    for row in missing.itertuples():
-        what = row.attack or "utility"
-        reason = f": {row.reason}" if row.reason else ""
-        console.print(
-            f"missing: {row.dataset} seed {row.seed}, {row.label}, {what} ({row.status}{reason})"
-        )
+    for row in missing.to_dict("records"):
+        what = row["attack"] or "utility"
+        reason = f": {row['reason']}" if row["reason"] else ""
+        where = f"{row['dataset']} seed {row['seed']}, {row['label']}, {what}"
+        console.print(f"missing: {where} ({row['status']}{reason})")
 
 
 def print_plan(console: Console, prepared: Prepared) -> None:
@@ -233,7 +232,7 @@ def print_plan(console: Console, prepared: Prepared) -> None:
 def print_status(console: Console, prepared: Prepared, store: Store) -> None:
     """Print, per dataset and defense, how many cells are done, failed and waiting."""
     failures = store.tables.frame("failures")
-    failed = {row.key: row.error for row in failures.itertuples()}
+    failed = dict(zip(failures["key"].tolist(), failures["error"].tolist(), strict=True))
     table = Table(title=f"{prepared.plan.experiment.name}: status", title_justify="left")
     for column in ("dataset", "defense"):
         table.add_column(column)
@@ -246,9 +245,8 @@ def print_status(console: Console, prepared: Prepared, store: Store) -> None:
         state = "done" if key in prepared.done else "failed" if key in failed else "waiting"
         places.setdefault((cell.dataset, cell.label), Counter())[state] += 1
         if state == "failed":
-            reasons[f"{cell.task.kind} {cell.task.name} {cell.dataset} seed {cell.seed}"] = failed[
-                key
-            ]
+            what = f"{cell.task.kind} {cell.task.name} {cell.dataset} seed {cell.seed}"
+            reasons[what] = failed[key]
     for (dataset, label), count in places.items():
         numbers = (str(count.total()), *(str(count[s]) for s in ("done", "failed", "waiting")))
         table.add_row(dataset, label, *numbers)

@@ -145,9 +145,11 @@ def _needed(plan: Plan, done: set[str]) -> tuple[str, ...]:
 def _expected(plan: Plan, tables: Tables) -> dict[str, float]:
     """Expected seconds: the median this store has measured for alike tasks, or a first guess."""
     seen: dict[tuple[str, ...], list[float]] = {}
-    for row in tables.frame("tasks").itertuples():
-        for like in ((row.kind, row.name, row.dataset), (row.kind, row.name), (row.kind,)):
-            seen.setdefault(like, []).append(row.duration_s)
+    frame = tables.frame("tasks")
+    columns = (frame[name].tolist() for name in ("kind", "name", "dataset", "duration_s"))
+    for kind, name, dataset, seconds in zip(*columns, strict=True):
+        for like in ((kind, name, dataset), (kind, name), (kind,)):
+            seen.setdefault(like, []).append(seconds)
     typical = {like: median(values) for like, values in seen.items()}
     expected = {}
     for key, task in plan.tasks.items():

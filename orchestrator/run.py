@@ -6,8 +6,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, Protocol
 
-from cluster.base import Event, Executor, InputDamaged, TaskDone, TaskFailed, WorkerJoined
-from cluster.base import WorkerLost
+from cluster.base import (
+    Event,
+    Executor,
+    InputDamaged,
+    TaskDone,
+    TaskFailed,
+    WorkerJoined,
+    WorkerLost,
+)
 from orchestrator.config import Experiment
 from orchestrator.history import History
 from orchestrator.plan import Plan, make_plan
@@ -116,7 +123,9 @@ def run(experiment: Experiment, options: Options, progress: Progress) -> Outcome
     outcome = Outcome(plan, cached=len(prepared.done))
     for note in prepared.notes:
         progress.note(note)
-    history = History(experiment, store, options.tracking_uri)
+    # Cells are written before and after: a killed driver leaves results that can be queried.
+    store.tables.write_cells(experiment.name, cell_rows(plan, store, {}, {}))
+    history = History(plan, store, options.tracking_uri)
     try:
         if prepared.needed:
             progress.begin(prepared)

@@ -4,6 +4,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import dropwhile
 
 from cluster.base import Event, InputDamaged, TaskDone, TaskFailed, WorkerJoined, WorkerLost
 
@@ -36,15 +37,16 @@ class State:
     Longest path first: a job's priority is the expected seconds from its start to the end of the
     plan. Among jobs of nearly the same priority a worker gets the one whose inputs it holds.
     A worker lost with a job costs the job an attempt and never counts against the worker; a job
-    that costs `max_attempts` workers fails. A job that raises fails at once. What needs a failed
-    job is blocked, the rest goes on.
+    that costs `max_attempts` workers fails. A job that raises fails at once. One whose artifact is
+    found damaged runs again, `max_attempts` times at most. What needs a failed job is blocked
+    unless it runs already; the rest goes on.
 
     Attributes:
         done: keys whose artifacts exist.
-        running: worker -> key.
+        running: worker -> key. No key runs on two workers.
         failed: key -> why.
         blocked: key -> the failed key it needs, perhaps through others.
-        attempts: key -> workers lost, or artifacts found damaged.
+        attempts: key -> workers lost with it, plus times its artifact was found damaged.
 
     Raises:
         ValueError: for an input that is no job, or a cycle.
@@ -53,32 +55,37 @@ class State:
     def __init__(
         self, jobs: Mapping[str, Job], done: Collection[str] = (), max_attempts: int = 3
     ) -> None:
-        self._jobs = jobs
         self._max_attempts = max_attempts
+        self._inputs = {key: list(dict.fromkeys(job.inputs)) for key, job in jobs.items()}
+        self._users = _users(self._inputs)
+        self._priority = _priorities(jobs, self._inputs, self._users)
+        self._rank = {key: i for i, key in enumerate(jobs)}
         self.done: set[str] = set(done) & jobs.keys()
         self.running: dict[str, str] = {}
         self.failed: dict[str, str] = {}
         self.blocked: dict[str, str] = {}
         self.attempts: dict[str, int] = {}
-        self._users = _users(jobs)
-        self._rank = {key: i for i, key in enumerate(jobs)}
-        self._priority = _priorities(jobs, self._users)
+        self._damages: dict[str, int] = {}
+        self._busy: set[str] = set()  # the values of `running`
+        self._given_up: dict[str, str] = {}  # lost worker -> what it ran
+        self._idle: OrderedDict[str, None] = OrderedDict()
+        self._holds: dict[str, OrderedDict[str, None]] = {}
         self._missing = {
-            key: sum(1 for needed in set(job.inputs) if needed not in self.done)
-            for key, job in jobs.items()
+            key: sum(needed not in self.done for needed in inputs)
+            for key, inputs in self._inputs.items()
         }
         self._queued: set[str] = set()
         self._ready: list[tuple[float, int, str]] = []
         for key in jobs:
             self._offer(key)
-        self._idle: OrderedDict[str, None] = OrderedDict()
-        self._holds: dict[str, OrderedDict[str, None]] = {}
 
     @property
     def waiting(self) -> int:
         """How many jobs are neither done, running, failed nor blocked."""
+        # A job can run although it is settled: its first worker, given up, may yet have finished.
+        running = sum(key not in self.done and key not in self.failed for key in self._busy)
         settled = len(self.done) + len(self.failed) + len(self.blocked)
-        return len(self._jobs) - settled - len(set(self.running.values()) - self.done)
+        return len(self._inputs) - settled - running
 
     @property
     def finished(self) -> bool:
@@ -95,11 +102,11 @@ class State:
             case WorkerLost(worker, reason):
                 self._lost(worker, reason)
             case TaskDone(worker, key):
-                self._leave(worker, key)
-                if key in self._jobs:
+                # Given up or not: the artifact exists.
+                if self._leave(worker, key) or self._given_up.get(worker) == key:
                     self._finish(worker, key)
             case TaskFailed(worker, key, error):
-                if self._leave(worker, key) and key not in self.done:
+                if self._leave(worker, key):
                     self._fail(key, error)
             case InputDamaged(worker, key, damaged, reason):
                 if self._leave(worker, key):
@@ -110,12 +117,18 @@ class State:
         self._idle.pop(worker, None)
         self._holds.pop(worker, None)
         key = self.running.pop(worker, None)
-        if key is None or key in self.done or key in self.running.values():
+        if key is None:
+            return
+        self._busy.discard(key)
+        self._given_up[worker] = key
+        if key in self.done or key in self.failed:
             return
         self.attempts[key] = self.attempts.get(key, 0) + 1
-        if self.attempts[key] >= self._max_attempts:
+        cost = self.attempts[key] - self._damages.get(key, 0)
+        if cost >= self._max_attempts:
+            workers = "1 worker" if cost == 1 else f"{cost} workers"
             because = f" (the last: {reason})" if reason else ""
-            self._fail(key, f"gave up after it cost {self.attempts[key]} workers{because}")
+            self._fail(key, f"gave up after it cost {workers}{because}")
         else:
             self._offer(key)
 
@@ -124,23 +137,25 @@ class State:
         if self.running.get(worker) != key:
             return False
         del self.running[worker]
+        self._busy.discard(key)
         self._idle[worker] = None
         return True
 
     def _finish(self, worker: str, key: str) -> None:
-        if key in self.done or key in self.failed:
+        if key in self.done or key in self.failed or key in self.blocked:
             return
         self.done.add(key)
         self._queued.discard(key)
-        self.blocked.pop(key, None)
-        self._remember(worker, (*self._jobs[key].inputs, key))
+        self._remember(worker, (*self._inputs[key], key))
         for user in self._users[key]:
             self._missing[user] -= 1
-            self._offer(user)
+            if not self._missing[user]:
+                self._offer(user)
 
     def _fail(self, key: str, reason: str) -> None:
+        if key in self.done or key in self.failed:
+            return
         self.failed[key] = reason
-        self._queued.discard(key)
         for user in self._users[key]:
             self._block(user, key)
 
@@ -150,76 +165,94 @@ class State:
         while below:
             user = below.pop()
             settled = user in self.done or user in self.failed or user in self.blocked
-            if not settled and user not in self.running.values():
+            if not settled and user not in self._busy:
                 self.blocked[user] = cause
                 self._queued.discard(user)
                 below.extend(self._users[user])
 
     def _damaged(self, key: str, damaged: str, reason: str) -> None:
         """`damaged` must be made again before `key`, unless that was tried too often."""
-        if damaged not in self._jobs or damaged == key:
-            self._fail(key, f"cannot read {damaged[:12]}: {reason}")
-            return
-        if damaged in self.done:
-            self.done.discard(damaged)
-            self.attempts[damaged] = self.attempts.get(damaged, 0) + 1
-            for user in self._users[damaged]:
-                self._missing[user] += 1
-                self._queued.discard(user)
-            if self.attempts[damaged] >= self._max_attempts:
-                times = self.attempts[damaged]
-                self._fail(damaged, f"its artifact was found damaged {times} times: {reason}")
+        if damaged not in self._inputs[key]:
+            if not self._needs(key, damaged):
+                self._fail(key, f"cannot read {damaged[:12]}, which it does not need: {reason}")
                 return
-            self._offer(damaged)
+            # Tasks also read what their inputs were made from; from now on this one waits for it.
+            self._inputs[key].append(damaged)
+            self._users[damaged].append(key)
+            self._missing[key] += damaged not in self.done
+        if damaged in self.done:
+            self._unmake(damaged, reason)
         self._offer(key)
+
+    def _needs(self, key: str, other: str) -> bool:
+        """Whether `other` is made before `key`, perhaps through others."""
+        above, seen = list(self._inputs[key]), set(self._inputs[key])
+        while above:
+            for needed in self._inputs[above.pop()]:
+                if needed not in seen:
+                    seen.add(needed)
+                    above.append(needed)
+        return other in seen
+
+    def _unmake(self, key: str, reason: str) -> None:
+        """A finished job has to run again."""
+        self.done.discard(key)
+        # What a worker given up long ago has to say about it no longer holds.
+        self._given_up = {w: given for w, given in self._given_up.items() if given != key}
+        for user in self._users[key]:
+            self._missing[user] += 1
+            self._queued.discard(user)
+        self.attempts[key] = self.attempts.get(key, 0) + 1
+        self._damages[key] = times = self._damages.get(key, 0) + 1
+        if times > self._max_attempts:
+            self._fail(key, f"its artifact was found damaged {times} times: {reason}")
+        else:
+            self._offer(key)
 
     def _offer(self, key: str) -> None:
         """Queue a job that has all it needs and is not settled; block it if it never will."""
         settled = key in self.done or key in self.failed or key in self.blocked
-        if settled or key in self._queued:
+        if settled or key in self._queued or key in self._busy:
             return
-        if self._missing[key]:
-            for needed in self._jobs[key].inputs:
-                if needed in self.failed or needed in self.blocked:
-                    self._block(key, self.blocked.get(needed, needed))
-                    return
+        if not self._missing[key]:
+            self._queued.add(key)
+            heapq.heappush(self._ready, (-self._priority[key], self._rank[key], key))
             return
-        self._queued.add(key)
-        heapq.heappush(self._ready, (-self._priority[key], self._rank[key], key))
+        for needed in self._inputs[key]:
+            if needed in self.failed or needed in self.blocked:
+                self._block(key, self.blocked.get(needed, needed))
+                return
 
     def _assign(self) -> list[Run]:
         instructions = []
         while self._idle and self._queued:
-            worker = next(iter(self._idle))
-            key = self._choose(worker)
-            if key is None:
-                break
-            del self._idle[worker]
+            worker, _ = self._idle.popitem(last=False)
+            key = self._choose(self._holds[worker])
+            self._queued.discard(key)
+            self._busy.add(key)
             self.running[worker] = key
             instructions.append(Run(worker, key))
         return instructions
 
-    def _choose(self, worker: str) -> str | None:
-        """The first ready job, or a nearly equal one whose inputs the worker holds."""
+    def _choose(self, holds: Collection[str]) -> str:
+        """The first queued job, or a nearly equal one more of whose inputs the worker holds."""
         seen: list[tuple[float, int, str]] = []
-        best: tuple[int, int] | None = None
+        most, best = -1, 0
         while self._ready and len(seen) < _LOOK:
             entry = heapq.heappop(self._ready)
-            if entry[2] not in self._queued or entry in seen[-1:]:
-                continue  # settled or requeued since it was pushed
+            key = entry[2]
+            if key not in self._queued or entry in seen[-1:]:
+                continue  # taken from the queue since it was pushed, or pushed twice
             if seen and entry[0] > _NEAR * seen[0][0]:
                 heapq.heappush(self._ready, entry)
                 break
-            held = sum(1 for needed in self._jobs[entry[2]].inputs if needed in self._holds[worker])
-            if best is None or held > best[0]:
-                best = (held, len(seen))
+            held = sum(needed in holds for needed in self._inputs[key])
+            if held > most:
+                most, best = held, len(seen)
             seen.append(entry)
-        if best is None:
-            return None
-        chosen = seen.pop(best[1])
+        chosen = seen.pop(best)
         for entry in seen:
             heapq.heappush(self._ready, entry)
-        self._queued.discard(chosen[2])
         return chosen[2]
 
     def _remember(self, worker: str, keys: Iterable[str]) -> None:
@@ -233,18 +266,20 @@ class State:
             held.popitem(last=False)
 
 
-def _users(jobs: Mapping[str, Job]) -> dict[str, list[str]]:
+def _users(inputs: Mapping[str, list[str]]) -> dict[str, list[str]]:
     """Who needs each job."""
-    users: dict[str, list[str]] = {key: [] for key in jobs}
-    for key, job in jobs.items():
-        for needed in dict.fromkeys(job.inputs):
+    users: dict[str, list[str]] = {key: [] for key in inputs}
+    for key, needs in inputs.items():
+        for needed in needs:
             if needed not in users:
-                raise ValueError(f"job {key!r} needs {needed!r}, which is not in the plan")
+                raise ValueError(f"job {key!r} needs {needed!r}, which is not in the plan: add it")
             users[needed].append(key)
     return users
 
 
-def _priorities(jobs: Mapping[str, Job], users: Mapping[str, list[str]]) -> dict[str, float]:
+def _priorities(
+    jobs: Mapping[str, Job], inputs: Mapping[str, list[str]], users: Mapping[str, list[str]]
+) -> dict[str, float]:
     """Expected seconds from the start of each job to the end of the longest path through it."""
     left = {key: len(below) for key, below in users.items()}
     longest = dict.fromkeys(jobs, 0.0)
@@ -253,12 +288,17 @@ def _priorities(jobs: Mapping[str, Job], users: Mapping[str, list[str]]) -> dict
     while ends:
         key = ends.pop()
         priority[key] = longest[key] + jobs[key].seconds
-        for needed in dict.fromkeys(jobs[key].inputs):
+        for needed in inputs[key]:
             longest[needed] = max(longest[needed], priority[key])
             left[needed] -= 1
             if left[needed] == 0:
                 ends.append(needed)
     if len(priority) < len(jobs):
-        caught = [key for key in jobs if key not in priority]
-        raise ValueError(f"the plan has a cycle through {', '.join(map(repr, caught[:5]))}")
+        caught = next(key for key in jobs if key not in priority)
+        path: dict[str, None] = {}
+        while caught not in path:  # what was left over has a user that was left over too
+            path[caught] = None
+            caught = next(user for user in users[caught] if user not in priority)
+        circle = [*dropwhile(lambda key: key != caught, path), caught][::-1]
+        raise ValueError(f"these jobs need each other: {' needs '.join(map(repr, circle))}")
     return priority

@@ -4,5 +4,7 @@ artifacts.py   folders named by task key, written whole or not at all, checked w
 tables.py      Parquet schemas, part files named by task key, queries over them
 datasets.py    name -> arrays, class count and content hash
 splits.py      seeded, disjoint data roles of a dataset
-tracking.py    a mirror of the tables in MLflow, rebuildable from them
+invariants.py  the checks that no row leaked from one role into another
+tracking.py    the tables' rows as runs in MLflow, rebuildable from them
+mirror.py      rows on their way to MLflow while a run goes on, and what has arrived
 """

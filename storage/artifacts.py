@@ -43,7 +43,7 @@ _DTYPES = ("float64", "float32", "int64", "int32", "uint8", "bool")
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
-class ArtifactMissing(LookupError):  # noqa: N818
+class ArtifactMissing(LookupError):
     """Nothing is stored under this key or name.
 
     Attributes:
@@ -58,7 +58,7 @@ class ArtifactMissing(LookupError):  # noqa: N818
         return str(self.args[1])
 
 
-class ArtifactDamaged(RuntimeError):  # noqa: N818
+class ArtifactDamaged(RuntimeError):
     """A stored artifact is not what was written.
 
     Attributes:
@@ -75,7 +75,7 @@ class ArtifactDamaged(RuntimeError):  # noqa: N818
         return f"artifact {key}: {file} {fault}. Running the experiment again recomputes it."
 
 
-class StoreUnwritable(OSError):  # noqa: N818
+class StoreUnwritable(OSError):
     """The store cannot be written: disk full, read-only or not permitted."""
 
 

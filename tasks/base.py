@@ -17,6 +17,7 @@ from storage.artifacts import Artifact, Draft
 from storage.datasets import Source
 
 if TYPE_CHECKING:
+    from tasks.service import TrainedView
     from tasks.worker import Bench
 
 __all__ = ["Data", "Rows", "Task", "measured", "random_generator", "stream"]
@@ -168,6 +169,10 @@ class Task:
     def run(self, bench: "Bench", draft: Draft) -> None:
         """Compute, and write the results into `draft`."""
         raise TypeError(f"{self.kind} defines no run()")
+
+    def trained(self, bench: "Bench") -> "TrainedView":
+        """The finished task as the plugin that asked for it sees it."""
+        raise TypeError(f"{self.kind} is not a training")
 
     def table_rows(self, artifact: Artifact) -> dict[str, list[dict[str, Any]]]:
         """The table rows a finished artifact holds, by table."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks.base import Attack, Known
-from storage import splits
+from storage import invariants, splits
 from storage.artifacts import Artifact, Draft
 from storage.datasets import Dataset
 from tasks import metrics
@@ -121,7 +121,9 @@ class RunAttack(Task):
         cal_score, judged_score = score[: len(cal_rows)], score[len(cal_rows) :]
 
         calibration = metrics.calibrate(cal_score, cal_member, self.attack.THRESHOLD)
-        figures = metrics.attack_metrics(judged_score, judged_member, calibration)
+        figures: dict[str, Any] = dict(
+            metrics.attack_metrics(judged_score, judged_member, calibration)
+        )
         flags = [*figures.pop("flags"), *self._flags(bench, figures, judged_rows, judged_member)]
         for violation in self._violations(
             bench, dataset, split, (fit_rows, cal_rows, judged_rows), judged_member
@@ -198,7 +200,7 @@ class RunAttack(Task):
         split: splits.Split,
         lists: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
         is_member: NDArray[np.bool_],
-    ) -> list[splits.Violation]:
+    ) -> list[invariants.Violation]:
         """The invariants of methods.md section 2.3, on the index lists the stages logged."""
         target = self.answers.target
         seen = [rows_seen(bench.open(stage.source)) for stage in self.answers.stages]
@@ -206,7 +208,7 @@ class RunAttack(Task):
             seen.append(rows_seen(bench.open(target)))
         used = [rows for stage in seen for rows in stage.values()]
         fit_rows, cal_rows, judged_rows = lists
-        return splits.check_invariants(
+        return invariants.check_invariants(
             split=split,
             groups=dataset.groups,
             y=dataset.y,
@@ -251,7 +253,7 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def known_rows(split: splits.Split, judge: str) -> NDArray[np.int64]:
+def known_rows(split: splits.Split, judge: splits.Judge) -> NDArray[np.int64]:
     """Every row the attacker holds, fit and calibration parts pooled, in an order of their own."""
     fit_rows, _, cal_rows, _ = split.known(judge)
     return np.sort(np.concatenate([fit_rows, cal_rows]))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from defenses.base import OutputDefense
-from storage.datasets import canonical_bytes
+from storage.datasets import Kind, canonical_bytes
 from tasks import training
 from tasks.noise import KeyedNoise, NoisePolicy, noise_keys
 
@@ -70,7 +70,7 @@ class Defended:
     state: Mapping[str, NDArray[Any]]
     policy: NoisePolicy
     secret: bytes
-    input_kind: str
+    input_kind: Kind
 
     def compute(self, x: NDArray[Any], draws: NDArray[np.int64]) -> NDArray[np.float64]:
         """Released confidences [N, C]; what the previous stage has stored is not asked again."""
@@ -187,9 +187,7 @@ class Query:
             draws[i] = self._asked[digest]
             self._asked[digest] += 1
         confidence = self._service.answer(x, draws, content)
-        if self._access == "label":
-            return confidence.argmax(axis=1)
-        return confidence.copy()
+        return self._let_out(confidence)
 
     def timed(self, x: NDArray[Any]) -> tuple[NDArray[Any], float]:
         """An answer computed afresh, and the seconds it took."""
@@ -197,7 +195,14 @@ class Query:
         started = time.perf_counter()
         confidence = self._service.afresh(x)
         seconds = time.perf_counter() - started
-        return (confidence.argmax(axis=1) if self._access == "label" else confidence), seconds
+        return self._let_out(confidence), seconds
+
+    def _let_out(self, confidence: NDArray[np.float64]) -> NDArray[Any]:
+        # A copy, as what is stored must not change under an attack's hands.
+        if self._access == "label":
+            labels: NDArray[np.int64] = confidence.argmax(axis=1)
+            return labels
+        return np.array(confidence)
 
 
 @dataclass(frozen=True, eq=False)

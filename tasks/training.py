@@ -77,8 +77,8 @@ def _fit(
     module.train()
     for epoch in range(architecture.epochs):
         total = torch.zeros((), device=device)
-        for batch in torch.randperm(len(y), generator=order).split(architecture.batch_size):
-            batch = batch.to(device)
+        shuffled = torch.randperm(len(y), generator=order).to(device)
+        for batch in torch.split(shuffled, architecture.batch_size):
             optimizer.zero_grad(set_to_none=True)
             loss = criterion(module(x_ND[batch]), y_N[batch])
             loss.backward()

@@ -88,7 +88,10 @@ def test_logit_keeps_the_order_of_nearly_certain_answers() -> None:
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from([-27.6, -1.5, 0.0, 0.25, np.nextafter(0.25, 1), 1.0]), st.booleans()
+            st.sampled_from(
+                [-27.6, -1.5, 0.0, np.nextafter(0.25, 0), 0.25, np.nextafter(0.25, 1), 1.0]
+            ),
+            st.booleans(),
         ),
         min_size=2,
         max_size=40,

@@ -11,7 +11,7 @@ from cluster.base import InputDamaged, TaskDone, TaskFailed, WorkerJoined
 from cluster.inline import Inline
 
 
-class Damaged(Exception):
+class DamagedError(Exception):
     damaged_key = "abc"
 
 
@@ -54,7 +54,9 @@ def test_each_task_is_told_once_in_order(kinds: list[str]) -> None:
         if kind == "done":
             inline.submit("inline", str(i), divmod, i, 7)
         else:
-            inline.submit("inline", str(i), fail, Damaged() if kind == "damaged" else KeyError(i))
+            inline.submit(
+                "inline", str(i), fail, DamagedError() if kind == "damaged" else KeyError(i)
+            )
     told = inline.events(0)
     assert [event.key for event in told] == [str(i) for i in range(len(kinds))]
     for i, (event, kind) in enumerate(zip(told, kinds, strict=True)):
@@ -95,7 +97,7 @@ def test_a_keyboard_interrupt_is_the_persons_not_the_tasks() -> None:
 
 
 def test_an_unknown_worker_is_named() -> None:
-    with pytest.raises(ValueError, match="'w1'.*'inline'"):
+    with pytest.raises(ValueError, match=r"'w1'.*'inline'"):
         started().submit("w1", "k", os.getpid)
 
 

@@ -111,13 +111,13 @@ def tell_and_hang(pipe: Path) -> None:
     signal.pause()
 
 
-class Damaged(Exception):
-    def __init__(self, key: str) -> None:
-        super().__init__(f"checksum of {key} is wrong")
-        self.damaged_key = key
-
-
 def fail(error: Exception) -> None:
+    raise error
+
+
+def read_damaged(key: str) -> None:
+    error = OSError(f"checksum of {key} is wrong")
+    error.damaged_key = key
     raise error
 
 
@@ -166,8 +166,8 @@ def test_a_tasks_own_exception_is_a_failure_and_the_worker_stays(pool: RayPool) 
 
 def test_a_damaged_input_is_told_apart(pool: RayPool) -> None:
     worker = next(iter(pool._slots))
-    event = outcome(pool, worker, fail, Damaged("abc"))
-    assert event == InputDamaged(worker, "key", "abc", "Damaged: checksum of abc is wrong")
+    event = outcome(pool, worker, read_damaged, "abc")
+    assert event == InputDamaged(worker, "key", "abc", "OSError: checksum of abc is wrong")
 
 
 def test_a_result_that_cannot_travel_is_a_failure(pool: RayPool) -> None:
@@ -242,7 +242,7 @@ def test_four_halves_of_two_devices(pool: RayPool) -> None:
     halves = RayPool(gpus_per_worker=0.5)  # on the Ray that runs already
     halves.start()
     names = [event.worker for event in gather(halves, 4, WorkerJoined)]
-    assert names == ["w0", "w1", "w2", "w3"] or sorted(names) == ["w0", "w1", "w2", "w3"]
+    assert sorted(names) == ["w0", "w1", "w2", "w3"]
     devices = [outcome(halves, name, os.getenv, "CUDA_VISIBLE_DEVICES").result for name in names]
     assert sorted(devices) == ["0", "0", "1", "1"]
     pids = set(workers_of(halves).values())
@@ -259,12 +259,12 @@ def test_a_share_lies_on_whole_devices(pool: RayPool, share: float, fit: int) ->
 
 
 def test_more_than_there_is(pool: RayPool) -> None:
-    with pytest.raises(ClusterUnreachable, match="no room for a worker of 3 GPU.*2 GPU"):
+    with pytest.raises(ClusterUnreachable, match=r"no room for a worker of 3 GPU.*2 GPU"):
         RayPool(gpus_per_worker=3).start()
     crowded = RayPool(workers=1, start_timeout_s=1)  # both cores are taken
     crowded.start()
     try:
-        with pytest.raises(ClusterUnreachable, match="within 1 s.*free: 0 CPU.*in all: 2 CPU"):
+        with pytest.raises(ClusterUnreachable, match=r"within 1 s.*free: 0 CPU.*in all: 2 CPU"):
             gather(crowded, 1, WorkerJoined)
     finally:
         crowded.close()
@@ -288,7 +288,7 @@ def test_a_setup_that_fails_is_told(pool: RayPool) -> None:
     broken = RayPool(workers=1, gpus_per_worker=0.5, setup=broken_setup)
     broken.start()
     try:
-        with pytest.raises(ClusterUnreachable, match="w0 .*OSError: no driver for the device"):
+        with pytest.raises(ClusterUnreachable, match=r"w0 .*OSError: no driver for the device"):
             gather(broken, 1, WorkerJoined)
     finally:
         broken.close()
@@ -299,15 +299,15 @@ def test_workers_that_only_die_end_it(pool: RayPool) -> None:
     doomed.start()
     lost = 0
     try:
+        while lost < 7:
+            for event in gather(doomed, 1, WorkerJoined, WorkerLost):
+                lost += isinstance(event, WorkerLost)
+                if isinstance(event, WorkerJoined):
+                    doomed.submit(event.worker, "poison", os._exit, 3)
         with pytest.raises(ClusterUnreachable, match="7 workers in a row died"):
-            while lost < 20:
-                for event in gather(doomed, 1, WorkerJoined, WorkerLost):
-                    lost += isinstance(event, WorkerLost)
-                    if isinstance(event, WorkerJoined):
-                        doomed.submit(event.worker, "poison", os._exit, 3)
+            doomed.events(0)
     finally:
         doomed.close()
-    assert lost == 7, "the last loss is told before the error"
 
 
 def test_bad_numbers() -> None:
@@ -399,7 +399,7 @@ def test_nothing_outlives_close_nor_a_killed_driver() -> None:
         assert len(processes) > 3
         driver.kill()
         driver.wait()
-        assert not await_gone(processes, 30)
+        assert not await_gone(processes, 20)
     finally:
         driver.kill()
         driver.communicate()
@@ -445,7 +445,6 @@ print(json.dumps({
     "jobs": attempt("http://10.0.0.5:8265"),
     "refused": attempt(head, RAY_AUTH_TOKEN="0" * 40),
     "welcome": attempt(head),
-    "again": attempt(head),
 }))
 """
 
@@ -473,7 +472,7 @@ def test_other_clusters_by_address() -> None:
     assert "refused our token" in said["refused"][0]
     assert "RAY_AUTH_TOKEN" in said["refused"][0]
     assert said["refused"][1] < 30
-    assert said["welcome"][0] == said["again"][0] == "(3, 1)"
+    assert said["welcome"][0] == "(3, 1)"
 
 
 def test_something_else_listens_there() -> None:

@@ -1,0 +1,269 @@
+"""Parquet and npz files -> records, labels and further columns, each checked by name and row."""
+
+import io
+import re
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+Raw = tuple[Any, Any, list[str], dict[str, NDArray[Any]]]  # x, labels, feature names, extras
+
+
+def _read_parquet(path: Path) -> Raw:
+    try:
+        # Not read_table: it makes columns of folders called key=value.
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a Parquet file, or a damaged one ({error})") from error
+    fields = {field.name: field.type for field in table.schema}
+    if len(fields) < table.num_columns:
+        twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
+        raise ValueError(f"{path}: columns {_some(twice)} appear twice; rename them")
+    if "label" not in fields:
+        raise ValueError(
+            f"{path}: no column `label` among {_some(list(fields))}; name the class column `label`"
+        )
+    labels = _column(path, table, "label")
+    features = [name for name in fields if re.fullmatch(r"f[0-9]+", name)]
+    is_image = not features and "image" in fields
+    if not features and not is_image:
+        # The index of a pandas frame tells the order of the source, it describes no record.
+        index = (table.schema.pandas_metadata or {}).get("index_columns", [])
+        features = [name for name in fields if name != "label" and name not in index]
+    if not features and not is_image:
+        raise ValueError(f"{path}: no feature columns; add columns f000, f001, ... of numbers")
+    text = [name for name in features if not _is_number(fields[name])]
+    if text:
+        raise ValueError(
+            f"{path}: columns {_some(text)} are not numbers; encode them as numbers, drop them, or "
+            "name the feature columns f000, f001, ... and all others are kept beside the features"
+        )
+    others = [name for name in fields if name not in {"label", "image", *features}]
+    extras = {name: _column(path, table, name, fill="") for name in others}
+    if is_image:
+        if not (pa.types.is_binary(fields["image"]) or pa.types.is_large_binary(fields["image"])):
+            raise ValueError(
+                f"{path}: column 'image' is {fields['image']}; it must be binary, one JPEG or PNG "
+                "file a row"
+            )
+        # A missing image is an empty file: it does not decode, which is what the message says.
+        return [file or b"" for file in table.column("image").to_pylist()], labels, [], extras
+    small = all(pa.types.is_uint8(fields[name]) for name in features)
+    x_DN = np.empty((len(features), table.num_rows), np.uint8 if small else np.float32)
+    with np.errstate(over="ignore"):  # what does not fit float32 is reported as infinite
+        for column, name in enumerate(features):
+            x_DN[column] = _column(path, table, name)
+    return np.ascontiguousarray(x_DN.T), labels, features, extras
+
+
+def _column(path: Path, table: Any, name: str, fill: str | None = None) -> NDArray[Any]:
+    """A column as numbers or str; a missing text is `fill`, a missing number has no stand-in."""
+    column = table.column(name)
+    if _is_number(column.type):
+        if column.null_count:
+            row = column.is_null().to_pylist().index(True)
+            raise ValueError(
+                f"{path}: column '{name}', row {row} is missing (null); fill or drop the row"
+            )
+        return np.array(column.to_numpy())
+    try:
+        texts = column.cast(pa.large_string()).to_pylist()
+    except pa.ArrowException as error:
+        raise ValueError(
+            f"{path}: column '{name}' is {column.type}; only numbers and text are read, drop it"
+        ) from error
+    return np.array([fill if text is None else text for text in texts], dtype=np.str_)
+
+
+def _is_number(kind: Any) -> bool:
+    return bool(
+        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    )
+
+
+def _read_npz(path: Path) -> Raw:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: not an npz file, or a truncated one; write it with np.savez")
+    arrays: dict[str, NDArray[Any]] = {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for key in file.files:
+                arrays[key] = file[key]
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        if "Object arrays" in str(error):
+            raise ValueError(
+                f"{path}: array '{key}' holds pickled Python objects, which are never loaded; "
+                "save it as numbers or text"
+            ) from error
+        raise ValueError(f"{path}: a damaged npz file ({error})") from error
+    for part, name in (("x", "features"), ("y", "labels")):
+        halves = [arrays.get(f"{part}_{half}") for half in ("train", "test")]
+        if part not in arrays and name in arrays:
+            arrays[part] = arrays.pop(name)
+        elif part not in arrays and halves[0] is not None and halves[1] is not None:
+            train, test = arrays.pop(f"{part}_train"), arrays.pop(f"{part}_test")
+            if train.ndim == 0 or train.shape[1:] != test.shape[1:]:
+                raise ValueError(
+                    f"{path}: {part}_train is {list(train.shape)} and {part}_test is "
+                    f"{list(test.shape)}; they must differ in the first number only"
+                )
+            arrays[part] = np.concatenate([train, test])
+            arrays["split"] = np.repeat(["train", "test"], [len(train), len(test)])
+    if "x" not in arrays or "y" not in arrays:
+        raise ValueError(
+            f"{path}: arrays {_some(list(arrays))}; it must have `x` and `y`, or `features` and "
+            "`labels`, or `x_train`, `y_train`, `x_test` and `y_test`"
+        )
+    x, y = arrays.pop("x"), arrays.pop("y")
+    if x.dtype.kind not in "biuf" or x.ndim not in (2, 3, 4):
+        raise ValueError(
+            f"{path}: `x` is {x.dtype} {list(x.shape)}; it must be numbers [n, D], or images uint8 "
+            "[n, H, W] or [n, H, W, 3]"
+        )
+    # Arrays of another length do not describe records (class names, say).
+    extras = {name: array for name, array in arrays.items() if array.shape[:1] == x.shape[:1]}
+    return x, y, [str(column) for column in range(x.shape[1])], extras
+
+
+READERS: dict[str, Callable[[Path], Raw]] = {".parquet": _read_parquet, ".npz": _read_npz}
+
+
+def checked_labels(path: Path, labels: NDArray[Any]) -> NDArray[np.int64]:
+    """Labels int64 [n], which are 0..C-1 and all of them."""
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        hot = labels == 1
+        valid = (hot.sum(axis=1) == 1) & (hot | (labels == 0)).all(axis=1)
+        bad = np.flatnonzero(~valid)
+        if len(bad):
+            raise ValueError(
+                f"{path}: labels are {list(labels.shape)} but row {bad[0]} is not one-hot; give "
+                "one-hot rows or whole numbers [n]"
+            )
+        labels = hot.argmax(axis=1)
+    labels = labels.reshape(len(labels), -1)[:, 0] if labels.ndim == 2 else labels
+    if labels.ndim != 1 or labels.dtype.kind not in "biuf":
+        value = f", the first is {labels[0]!r}" if labels.ndim == 1 and len(labels) else ""
+        raise ValueError(
+            f"{path}: labels are {labels.dtype} {list(labels.shape)}{value}; they must be whole "
+            "numbers 0..C-1, one a record"
+        )
+    if len(labels) < 2:
+        raise ValueError(f"{path}: {len(labels)} rows; at least two records are needed")
+    bad = np.flatnonzero(labels != np.floor(labels)) if labels.dtype.kind == "f" else np.array([])
+    if len(bad) == 0:
+        bad = np.flatnonzero((labels < 0) | (labels > np.iinfo(np.int32).max))
+    if len(bad):
+        raise ValueError(
+            f"{path}: label of row {bad[0]} is {labels[bad[0]]}; labels must be whole numbers "
+            "0..C-1"
+        )
+    y_N = labels.astype(np.int64)
+    present = np.unique(y_N)
+    if len(present) == 1:
+        raise ValueError(
+            f"{path}: every label is {present[0]}; at least two classes are needed, numbered from 0"
+        )
+    missing = np.setdiff1d(np.arange(min(present[-1], len(present) + 5)), present)
+    if len(missing):
+        raise ValueError(
+            f"{path}: labels run up to {present[-1]} but {present[-1] + 1 - len(present)} of those "
+            f"classes have no record: {_some([str(label) for label in missing])}; number the "
+            "classes 0..C-1 without gaps"
+        )
+    return y_N
+
+
+def checked_features(path: Path, x: NDArray[Any], columns: list[str]) -> NDArray[Any]:
+    """Features [n, D]: uint8 if all are 0 or 1, else float32."""
+    if x.shape[1] == 0:
+        raise ValueError(
+            f"{path}: no feature columns; `x` is {list(x.shape)}, D must be at least 1"
+        )
+    if ((x == 0) | (x == 1)).all():
+        return x.astype(np.uint8)
+    with np.errstate(over="ignore"):
+        x_ND = x.astype(np.float32)
+    bad = np.argwhere(~np.isfinite(x_ND))
+    if len(bad):
+        row, column = bad[0]
+        raise ValueError(
+            f"{path}: column '{columns[column]}', row {row} is {x[row, column]} ({len(bad)} such "
+            "values); features must be finite float32 numbers, fill or drop them"
+        )
+    return x_ND + np.float32(0)  # turns -0.0 into 0.0, so that equal records have equal bytes
+
+
+def channel_first(path: Path, x: NDArray[Any]) -> NDArray[np.uint8]:
+    """Images uint8 [n, H, W] or [n, H, W, 1 or 3] as [n, channels, H, W]."""
+    x = x[..., None] if x.ndim == 3 else x
+    if x.dtype != np.uint8 or x.shape[3] not in (1, 3) or 0 in x.shape:
+        raise ValueError(
+            f"{path}: images are {x.dtype} {list(x.shape)}; they must be uint8 0..255 [n, H, W] or "
+            "[n, H, W, 3]"
+        )
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+
+
+class Encoded:
+    """JPEG or PNG files, decoded when first asked for and kept as uint8 [n, channels, H, W]."""
+
+    def __init__(self, path: Path, files: list[bytes]):
+        self._path, self._files = path, files
+        with self._open(0) as image:
+            grey = image.mode == "L"
+            self.shape = (len(files), 1 if grey else 3, image.height, image.width)
+        self._pixels: NDArray[np.uint8] = np.empty(self.shape, np.uint8)
+        self._done = np.zeros(len(files), np.bool_)
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        for row in rows[~self._done[rows]]:
+            self._pixels[row] = self._decode(int(row))
+            self._done[row] = True
+        return self._pixels[rows]
+
+    def _open(self, row: int) -> Image.Image:
+        try:
+            return Image.open(io.BytesIO(self._files[row]), formats=("JPEG", "PNG"))
+        except _UNDECODABLE as error:
+            raise self._damaged(row) from error
+
+    def _decode(self, row: int) -> NDArray[np.uint8]:
+        channels, height, width = self.shape[1:]
+        with self._open(row) as image:
+            if (image.height, image.width) != (height, width) or (
+                channels == 1 and image.mode != "L"
+            ):
+                raise ValueError(
+                    f"{self._path}: column 'image', row {row} is {image.width}x{image.height} "
+                    f"{image.mode}, row 0 is {width}x{height} {'L' if channels == 1 else 'RGB'}; "
+                    "all images must have one size and colour mode"
+                )
+            try:
+                pixels = np.asarray(image if channels == 1 else image.convert("RGB"), np.uint8)
+            except _UNDECODABLE as error:
+                raise self._damaged(row) from error
+        return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+
+    def _damaged(self, row: int) -> ValueError:
+        return ValueError(
+            f"{self._path}: column 'image', row {row} ({len(self._files[row])} bytes) does "
+            "not decode as JPEG or PNG; replace or drop the row"
+        )
+
+
+_UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+
+
+def _some(texts: list[str]) -> str:
+    """The first few of a list of names, and how many more there are."""
+    more = f" and {len(texts) - 5} more" if len(texts) > 5 else ""
+    return ", ".join(texts[:5]) + more if texts else "(none)"
