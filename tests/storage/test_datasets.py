@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 from sklearn.datasets import load_digits
-from sklearn.neural_network import MLPClassifier
 
 from storage import _synth
 from storage.datasets import DEFAULT_SPLITS, Dataset, Source, canonical_bytes, load, names
@@ -297,9 +296,12 @@ def test_synth_clusters_are_drawn_by_weight() -> None:
         np.testing.assert_allclose(share, weights[label], atol=5 * np.sqrt(0.25 / len(mine)))
 
 
+@pytest.mark.slow  # 2 s of training each, 7 s when the machine is busy
 @pytest.mark.parametrize(("name", "expected"), [("synth_s", 0.835), ("synth_hard", 0.551)])
 def test_synth_is_as_hard_as_measured(name: str, expected: float) -> None:
     """The table of methods.md 2.5, for one seed of ours; both readings are of 2,000 rows."""
+    from sklearn.neural_network import MLPClassifier  # here, because importing it takes a second
+
     x, y = _synth.generate(_synth.PRESETS[name])
     model = MLPClassifier(
         (256, 128), activation="tanh", alpha=0.0, batch_size=64, max_iter=40, random_state=0
