@@ -254,7 +254,9 @@ class RayPool:
                 max_restarts=0,
                 max_task_retries=0,
                 max_concurrency=1,
-                runtime_env={"env_vars": _ONE_THREAD},
+                # A local Ray was started with these. Elsewhere each worker's process must be
+                # started for its actor, which takes some 2 s more.
+                runtime_env={} if self._reaper else {"env_vars": _ONE_THREAD},
             )
             .remote()
         )
@@ -358,7 +360,8 @@ def _start_local(num_cpus: int | None, num_gpus: int | None) -> subprocess.Popen
     command = [sys.executable, "-I", "-S", "-c", _REAPER, f"{_MARK}={mark}"]
     # In a session of its own, Ctrl-C in the terminal does not reach it.
     reaper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    os.environ[_MARK] = mark
+    before = {name: os.environ.get(name) for name in (_MARK, *_ONE_THREAD)}
+    os.environ.update(_ONE_THREAD, **{_MARK: mark})
     try:
         with _loopback_only():
             _init("local", num_cpus=num_cpus, num_gpus=num_gpus, include_dashboard=False)
@@ -367,7 +370,11 @@ def _start_local(num_cpus: int | None, num_gpus: int | None) -> subprocess.Popen
         reaper.communicate()
         raise
     finally:
-        del os.environ[_MARK]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
     return reaper
 
 
@@ -455,10 +462,10 @@ def _probe(address: str, timeout_s: float) -> None:
             "RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token (`ray get-auth-token` on the head "
             "prints it)"
         )
-    last = said.strip().rpartition("\n")[2] or "no answer"
+    last = said.strip().rpartition("\n")[2].rstrip(".") or "no answer"
     raise ClusterUnreachable(
-        f"what answers at {address} did not let us join within {timeout_s:.0f} s: {last}. Is it a "
-        f"Ray head of version {ray.__version__}, and does Ray run on this machine too "
+        f"Ray at {address} did not let us join (waiting up to {timeout_s:.0f} s): {last}. Is there "
+        f"a Ray head of version {ray.__version__}, and does Ray run on this machine too "
         "(`ray start --address`)?"
     )
 

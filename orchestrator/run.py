@@ -28,6 +28,7 @@ __all__ = ["Options", "Outcome", "Progress", "run"]
 
 INLINE_BELOW_S = 8.0  # starting Ray costs about 4 s; below this one process is done sooner
 _POLL_S = 0.5
+_STALE_S = 86_400.0  # a draft this old was left by a process that was killed
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def run(experiment: Experiment, options: Options, progress: Progress) -> Outcome
     store = Store(options.store)
     plan = make_plan(experiment, options.data_dir)
     describe(plan, store)
+    store.artifacts.drop_stale_drafts(older_than_s=_STALE_S)
     prepared = compare(plan, store, repair=True)
     outcome = Outcome(plan, cached=len(prepared.done))
     for note in prepared.notes:

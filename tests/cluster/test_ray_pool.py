@@ -40,7 +40,9 @@ PATIENCE_S = 60.0
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayPool]:
     """Two CPU workers, on a Ray that pretends to have two GPUs."""
     pool = RayPool(workers=2, logical_gpus=2, visible=tmp_path_factory.mktemp("store"))
+    environment = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     pool.start()
+    assert environment == {name: os.environ.get(name) for name in environment}
     try:
         gather(pool, 2, WorkerJoined)
         yield pool
@@ -245,6 +247,7 @@ def test_four_halves_of_two_devices(pool: RayPool) -> None:
     assert sorted(names) == ["w0", "w1", "w2", "w3"]
     devices = [outcome(halves, name, os.getenv, "CUDA_VISIBLE_DEVICES").result for name in names]
     assert sorted(devices) == ["0", "0", "1", "1"]
+    assert outcome(halves, names[0], os.getenv, "MKL_NUM_THREADS").result == "1"
     pids = set(workers_of(halves).values())
     halves.close()
     halves.close()
@@ -488,5 +491,5 @@ except ClusterUnreachable as error:
     print(error)
 """
         said, _ = drive(guest).communicate(timeout=PATIENCE_S)
-    assert "did not let us join within 4 s" in said
+    assert "did not let us join (waiting up to 4 s)" in said
     assert f"version {ray.__version__}" in said

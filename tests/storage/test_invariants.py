@@ -1,4 +1,4 @@
-"""Invariants: a clean cell passes, every planted leak is caught, chance flags as rarely as stated."""
+"""Invariants: clean cells pass, planted leaks are caught, chance flags as rarely as stated."""
 
 import sys
 import time
