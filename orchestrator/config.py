@@ -1,9 +1,7 @@
 """An experiment file, validated: every problem at once, each with its place in the file."""
 
 import itertools
-import math
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +27,7 @@ __all__ = [
     "grid_points",
     "load_experiment",
     "packaged",
+    "point_label",
 ]
 
 Preset = Literal["paper", "sound", "cpu"]
@@ -56,20 +55,20 @@ class SplitSizes(_Entry):
 class Generator(_Entry):
     """Parameters of SynthPurchase (methods.md section 2.5), for the synth_* datasets."""
 
-    rows: int | None = Field(None, ge=30)
-    features: int | None = Field(None, ge=4)
-    classes: int | None = Field(None, ge=2)
-    clusters: int | None = Field(None, ge=1)
+    rows: int | None = Field(None, ge=30, le=1_000_000)
+    features: int | None = Field(None, ge=4, le=10_000)
+    classes: int | None = Field(None, ge=2, le=1000)
+    clusters: int | None = Field(None, ge=1, le=100)
     sparsity: float | None = Field(None, gt=0, lt=1)
     bit_noise: float | None = Field(None, ge=0, lt=1)
     label_noise: float | None = Field(None, ge=0, lt=1)
-    data_seed: int | None = Field(None, ge=0)
+    data_seed: int | None = Field(None, ge=0, lt=2**63)
 
 
 class DatasetEntry(_Entry):
     """A dataset, how it is divided, and what the attacker knows of it."""
 
-    name: Name
+    name: DatasetName
     path: str | None = Field(None, description="a Parquet or npz file of one's own")
     split: SplitSizes | None = Field(None, description="default: the dataset's own")
     generator: Generator = Generator()
@@ -86,7 +85,9 @@ class DatasetEntry(_Entry):
     def source(self) -> Source:
         """What storage.datasets loads."""
         given = self.generator.model_dump(exclude_none=True)
-        return Source(self.name, self.path, tuple(sorted(given.items())))
+        # Absolute, because workers run in folders of their own. It is not part of any key.
+        path = self.path and os.path.abspath(os.path.expanduser(self.path))
+        return Source(self.name, path, tuple(sorted(given.items())))
 
     def sizes(self) -> SplitSizes:
         """The split asked for, or the dataset's default.
@@ -123,10 +124,10 @@ class DefenseEntry(_Entry):
     """A defense: its name, its fields, and how it is shown and asked."""
 
     name: str
-    label: str | None = None
+    label: Label | None = None
     preset: Preset | None = None
     noise: NoisePolicy | None = None
-    grid: dict[str, list[Any]] = {}
+    grid: dict[str, Values] = {}
     params: dict[str, Any] = {}
 
     @model_validator(mode="before")
@@ -139,11 +140,11 @@ class AttackEntry(_Entry):
     """An attack: its name, its fields, and what it is granted."""
 
     name: str
-    label: str | None = None
+    label: Label | None = None
     preset: Preset | None = None
     adaptive: bool = False
     fit_on: Literal["defended", "clean"] = "defended"
-    grid: dict[str, list[Any]] = {}
+    grid: dict[str, Values] = {}
     params: dict[str, Any] = {}
 
     @model_validator(mode="before")
@@ -163,6 +164,11 @@ def _gathered(value: Any, own: tuple[str, ...], rest: str) -> Any:
     return {**{key: value[key] for key in own if key in value}, rest: fields}
 
 
+def _flat(entry: dict[str, Any], rest: str) -> dict[str, Any]:
+    """The reverse of `_gathered`."""
+    return {**{key: value for key, value in entry.items() if key != rest}, **entry[rest]}
+
+
 class Experiment(_Entry):
     """One experiment: what is trained, defended, attacked, and how often."""
 
@@ -171,7 +177,7 @@ class Experiment(_Entry):
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = [0]
     datasets: list[DatasetEntry] = Field(min_length=1)
     target: TargetEntry = TargetEntry()
-    defenses: list[list[DefenseEntry]] = Field(
+    defenses: list[Annotated[list[DefenseEntry], Field(min_length=1)]] = Field(
         default=[[DefenseEntry(name="none")]], min_length=1, description="an inner list is a chain"
     )
     attacks: list[AttackEntry] = Field(min_length=1)
@@ -187,8 +193,14 @@ class Experiment(_Entry):
         return value
 
     def resolved(self) -> dict[str, Any]:
-        """The experiment as plain data, defaults filled in."""
-        return self.model_dump(mode="json")
+        """The experiment as plain data with defaults filled in; a file of it can be run."""
+        plain = self.model_dump(mode="json")
+        plain["target"] = _flat(plain["target"], "recipe")
+        plain["attacks"] = [_flat(entry, "params") for entry in plain["attacks"]]
+        plain["defenses"] = [
+            [_flat(entry, "params") for entry in chain] for chain in plain["defenses"]
+        ]
+        return plain
 
 
 def load_experiment(
@@ -222,6 +234,12 @@ def grid_points(entry: DefenseEntry | AttackEntry) -> Iterator[dict[str, Any]]:
     names = list(entry.grid)
     for values in itertools.product(*(entry.grid[name] for name in names)):
         yield {**entry.params, **dict(zip(names, values, strict=True))}
+
+
+def point_label(entry: DefenseEntry | AttackEntry, values: Mapping[str, Any]) -> str:
+    """What is added to a label to tell a point of a grid from the others; empty without a grid."""
+    point = ",".join(f"{name}={values[name]}" for name in entry.grid)
+    return f"[{point}]" if point else ""
 
 
 def chain_label(chain: Sequence[DefenseEntry]) -> str:

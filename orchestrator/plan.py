@@ -20,6 +20,7 @@ from orchestrator.config import (
     attack_label,
     chain_label,
     grid_points,
+    point_label,
 )
 from storage import datasets, splits
 from tasks import architectures, plugins
@@ -146,9 +147,8 @@ def _stages(
     for values in grid_points(entry):
         fields = {**cls.preset(preset, dataset, num_classes), **values}
         policy = entry.noise or cls.NOISE.get(preset, "deterministic")
-        point = ",".join(f"{name}={values[name]}" for name in entry.grid)
         stage = _Stage(cls.model_validate(fields), cast(NoisePolicy, policy))
-        yield f"[{point}]" if point else "", stage
+        yield point_label(entry, values), stage
 
 
 def _attacks(experiment: Experiment) -> Iterator[tuple[str, AttackEntry, Any]]:
@@ -157,9 +157,8 @@ def _attacks(experiment: Experiment) -> Iterator[tuple[str, AttackEntry, Any]]:
         cls = plugins.attack(entry.name)
         for values in grid_points(entry):
             fields = {**cls.PRESETS.get(entry.preset or experiment.preset, {}), **values}
-            point = ",".join(f"{name}={values[name]}" for name in entry.grid)
             plugin = cls.model_validate(fields)
-            label = attack_label(entry) + (f"[{point}]" if point else "")
+            label = attack_label(entry) + point_label(entry, values)
             yield label, entry, plugin
             if experiment.adaptive and not entry.adaptive and isinstance(plugin, PlanningAttack):
                 yield f"{label} adaptive", entry.model_copy(update={"adaptive": True}), plugin

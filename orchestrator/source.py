@@ -171,7 +171,8 @@ def _parsed(text: str) -> tuple[Any, dict[str, int], list[Problem]]:
     except yaml.YAMLError as error:
         problem = _syntax(error, text)
     except RecursionError:
-        problem = Problem("", f"is nested deeper than {_DEEPEST} levels; no experiment needs that")
+        message = f"is nested deeper than {_DEEPEST} levels, or an alias in it holds itself"
+        problem = Problem("", f"{message}; write lists and mappings out flat")
     except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
         problem = Problem("", f"holds a value that cannot be read as its YAML tag says: {error}")
     finally:
@@ -199,22 +200,29 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
 
 def _too_large(root: yaml.Node) -> Problem | None:
     """Refuse aliases that multiply and nesting without end, before anything walks them."""
-    sizes: dict[int, int] = {}
+    known: dict[int, tuple[int, int]] = {}
     above: set[int] = set()
 
-    def size(node: yaml.Node, depth: int) -> int:
-        if depth > _DEEPEST or id(node) in above:
+    def measure(node: yaml.Node) -> tuple[int, int]:
+        """How many values, and how many levels of them."""
+        if id(node) in above:
             raise RecursionError
-        if id(node) not in sizes:
+        if id(node) not in known:
             above.add(id(node))
-            sizes[id(node)] = 1 + sum(size(child, depth + 1) for child in _children(node))
+            below = [measure(child) for child in _children(node)]
             above.discard(id(node))
-        return sizes[id(node)]
+            height = 1 + max((levels for _, levels in below), default=0)
+            known[id(node)] = 1 + sum(count for count, _ in below), height
+        return known[id(node)]
 
-    total = size(root, 0)
+    total, levels = measure(root)
+    if levels > _DEEPEST:
+        raise RecursionError
     if total <= _MOST_VALUES:
         return None
-    return Problem("", f"holds {total} values once its aliases are followed; write out what it needs")
+    return Problem(
+        "", f"holds {total} values once its aliases are followed; write out what it needs"
+    )
 
 
 def _walk(

@@ -1,0 +1,131 @@
+"""Pydantic's errors in our words: the path a person typed, the value, what would be right."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from orchestrator.config import DatasetEntry, Experiment, Generator, SplitSizes
+from orchestrator.source import Problem, nearest
+
+__all__ = ["field_problem", "problem_of"]
+
+_RIGHT = {
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a mapping of keys",
+    "string_type": "must be text (quote it)",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a smaller whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+}
+_ENTRY = {
+    "target": "must be an architecture's name or a mapping; drop the key for the default",
+    "split": "must be a mapping such as {members: 500, reference: 500, nonmembers: 500}",
+    "generator": "must be a mapping such as {rows: 3000}",
+}
+# Keys our models make of what a person wrote flat.
+_GATHERED = ("params", "recipe", "[key]")
+_MODELS: Mapping[str, type[BaseModel]] = {
+    "datasets": DatasetEntry,
+    "split": SplitSizes,
+    "generator": Generator,
+}
+
+
+def problem_of(detail: Mapping[str, Any], raw: Mapping[str, Any]) -> Problem:
+    """One error of validating an experiment.
+
+    Args:
+        detail: an entry of `ValidationError.errors()`.
+        raw: what was validated.
+    """
+    location = list(detail["loc"])
+    if location[0] == "defenses" and len(location) > 2 and not _is_chain(raw, location[1]):
+        location.pop(2)  # of the chain we wrap around a single defense
+    message = _message(detail)
+    if detail["type"] == "extra_forbidden":
+        models = [_MODELS[step] for step in location[:-1] if step in _MODELS]
+        keys = list((models[-1] if models else Experiment).model_fields)
+        message = f"is not a key here{nearest(str(location[-1]), keys)}"
+    elif location == ["name"] and detail["type"] != "string_type":
+        message += " (the file's name, unless it has a key name:)"
+    return Problem(_path(location), message)
+
+
+def field_problem(detail: Mapping[str, Any], path: str, known: Sequence[str]) -> Problem:
+    """One error of validating the fields of a plugin or recipe that stands at `path`."""
+    message = _message(detail)
+    if detail["type"] == "extra_forbidden":
+        message = f"is not a field here{nearest(str(detail['loc'][-1]), known)}"
+    below = _path(detail["loc"])
+    return Problem(f"{path}.{below}" if below else path, message)
+
+
+def _is_chain(raw: Mapping[str, Any], place: Any) -> bool:
+    return isinstance(raw["defenses"], list) and isinstance(raw["defenses"][place], list)
+
+
+def _path(location: Sequence[Any]) -> str:
+    path = ""
+    for step in location:
+        if isinstance(step, int) and path:
+            path += f"[{step}]"
+        elif step not in _GATHERED:
+            path += f".{step}" if path else str(step)
+    return path
+
+
+def _message(detail: Mapping[str, Any]) -> str:
+    kind, context = detail["type"], detail.get("ctx", {})
+    last = detail["loc"][-1] if detail["loc"] else ""
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "missing":
+        return "is missing; add it"
+    if kind == "invalid_key" or last == "[key]":
+        return "is not text; a key must be (quote it)"
+    if kind in ("too_short", "string_too_short") and not detail["input"]:
+        return "must not be empty"
+    return f"{_wanted(kind, context, last, detail)}, got {_shown(detail['input'])}"
+
+
+def _wanted(kind: str, context: Mapping[str, Any], last: Any, detail: Mapping[str, Any]) -> str:
+    bounds = {
+        "greater_than_equal": ("at least", "ge"),
+        "greater_than": ("more than", "gt"),
+        "less_than_equal": ("at most", "le"),
+        "less_than": ("less than", "lt"),
+        "too_long": ("a list of at most", "max_length"),
+        "too_short": ("a list of at least", "min_length"),
+        "string_too_long": ("text of at most this many characters:", "max_length"),
+    }
+    if kind in bounds:
+        words, key = bounds[kind]
+        return f"must be {words} {context[key]}"
+    if kind == "literal_error":
+        return f"must be {context['expected']}"
+    if kind == "string_pattern_mismatch":
+        if "x7f" in context["pattern"]:
+            return "must be one line of text without control characters"
+        letters = "letters" if "A-Z" in context["pattern"] else "lower-case letters"
+        return f"must be {letters}, digits, '_', '-' and '.', beginning with a letter or digit"
+    if kind.startswith("model"):
+        return _ENTRY.get(last, "must be a name or a mapping with a name")
+    return _RIGHT.get(kind, re.sub("^Input should be", "must be", detail["msg"]))
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, Mapping | list | tuple):
+        return "a mapping" if isinstance(value, Mapping) else "a list"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

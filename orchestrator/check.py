@@ -1,0 +1,320 @@
+"""An experiment file against what there is: every problem of keys, names, fields, labels, data."""
+
+import itertools
+import math
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import torch
+from pydantic import BaseModel, ValidationError
+
+from attacks.base import Attack
+from defenses.base import Defense
+from orchestrator._wording import field_problem, problem_of
+from orchestrator.config import (
+    MOST_POINTS,
+    AttackEntry,
+    DatasetEntry,
+    DefenseEntry,
+    Experiment,
+    Preset,
+    TargetEntry,
+    attack_label,
+    chain_label,
+    grid_points,
+    point_label,
+)
+from orchestrator.source import Problem
+from storage import datasets
+from tasks import architectures, plugins
+from tasks.base import Data, canonical
+from tasks.split import Split
+
+__all__ = ["check"]
+
+_Part = TypeVar("_Part", bound=BaseModel)
+_MOST_WEIGHTS = 2_000_000_000
+_SMALLEST_PART = 1
+
+
+@dataclass
+class _Parts:
+    """The parts of an experiment that can be read, each with its path, whatever the rest is."""
+
+    preset: str = "cpu"
+    seeds: list[int] = field(default_factory=list)
+    target: TargetEntry | None = None
+    datasets: list[tuple[str, DatasetEntry]] = field(default_factory=list)
+    chains: list[tuple[str, list[tuple[str, DefenseEntry]]]] = field(default_factory=list)
+    attacks: list[tuple[str, AttackEntry]] = field(default_factory=list)
+
+
+def check(raw: Mapping[str, Any], data_dir: Path | None) -> list[Problem]:
+    """All problems of an experiment's content; none means that it can be planned.
+
+    A part that is wrong hides no other: names, fields and data are checked wherever they can be
+    read.
+
+    Args:
+        raw: the keys of the file.
+        data_dir: where datasets are looked for.
+    """
+    problems: list[Problem] = []
+    try:
+        Experiment.model_validate(raw)
+    except ValidationError as error:
+        problems += [problem_of(detail, raw) for detail in error.errors()]
+    parts = _parts(raw)
+    loaded: list[tuple[str, datasets.Dataset]] = []
+    for path, entry in parts.datasets:
+        dataset, found = _dataset(entry, path, parts.seeds[0], data_dir)
+        problems += found
+        loaded += [(entry.name, dataset)] if dataset is not None else []
+    names = [(path, entry.name) for path, entry in parts.datasets]
+    problems += _repeated(names, "a dataset stands once in an experiment; drop one")
+    seeds = [(f"seeds[{i}]", str(seed)) for i, seed in enumerate(parts.seeds)]
+    problems += _repeated(seeds, "drop one")
+    if parts.target is not None:
+        problems += _target(parts.target, parts.preset, loaded)
+    # A plugin's presets may depend on the data; without any, on an ordinary set.
+    known = [(name, dataset.num_classes) for name, dataset in loaded] or [("", 10)]
+    problems += _defenses(parts, known)
+    problems += _attacks(parts)
+    return problems
+
+
+def _parts(raw: Mapping[str, Any]) -> _Parts:
+    preset, seeds = raw.get("preset"), raw.get("seeds")
+    parts = _Parts(preset=preset if preset in get_args(Preset) else "cpu")
+    if isinstance(seeds, list):
+        parts.seeds = [seed for seed in seeds if isinstance(seed, int) and 0 <= seed < 2**31]
+    parts.seeds = parts.seeds or [0]
+    parts.target = _read(TargetEntry, raw.get("target", {}))
+    for i, given in enumerate(_list(raw, "datasets")):
+        parts.datasets += _placed(DatasetEntry, given, f"datasets[{i}]")
+    for i, given in enumerate(_list(raw, "attacks")):
+        parts.attacks += _placed(AttackEntry, given, f"attacks[{i}]")
+    for i, given in enumerate(_list(raw, "defenses")):
+        path, stages = f"defenses[{i}]", []
+        for j, stage in enumerate(given if isinstance(given, list) else [given]):
+            below = f"{path}[{j}]" if isinstance(given, list) else path
+            stages += _placed(DefenseEntry, stage, below)
+        parts.chains.append((path, stages))
+    return parts
+
+
+def _list(raw: Mapping[str, Any], key: str) -> list[Any]:
+    found = raw.get(key)
+    return found if isinstance(found, list) else []
+
+
+def _read(model: type[_Part], given: Any) -> _Part | None:
+    try:
+        return model.model_validate(given)
+    except ValidationError:
+        return None
+
+
+def _placed(model: type[_Part], given: Any, path: str) -> list[tuple[str, _Part]]:
+    entry = _read(model, given)
+    return [] if entry is None else [(path, entry)]
+
+
+def _repeated(named: Sequence[tuple[str, str]], remedy: str) -> Iterator[Problem]:
+    first: dict[str, str] = {}
+    for path, name in named:
+        if name in first:
+            yield Problem(path, f"'{name}' is given before, as {first[name]}; {remedy}")
+        first.setdefault(name, path)
+
+
+def _dataset(
+    entry: DatasetEntry, path: str, seed: int, data_dir: Path | None
+) -> tuple[datasets.Dataset | None, list[Problem]]:
+    try:
+        dataset = datasets.load(entry.source, data_dir)
+    except MemoryError:
+        return None, [Problem(path, "does not fit in memory; make it smaller")]
+    except (ValueError, OSError) as error:
+        return None, [Problem(path, str(error))]
+    try:
+        _divide(entry, dataset, seed)
+    except ValueError as error:
+        return dataset, [Problem(f"{path}.split", str(error))]
+    return dataset, []
+
+
+def _divide(entry: DatasetEntry, dataset: datasets.Dataset, seed: int) -> None:
+    """Divide it as the plan will.
+
+    Raises:
+        ValueError: if a role cannot be filled, or leaves an attack nothing to learn or to judge.
+    """
+    sizes = entry.sizes()
+    given = (sizes.members, sizes.reference, sizes.nonmembers, 2 * sizes.untrained)
+    if sum(given) > len(dataset):
+        raise ValueError(
+            f"wants {sum(given)} records ({' + '.join(map(str, given))}), "
+            f"'{entry.name}' has {len(dataset)}; make it smaller"
+        )
+    if entry.judge == "untrained" and sizes.untrained < 10:
+        raise ValueError(
+            f"judge: untrained needs fresh records, split.untrained is {sizes.untrained}; "
+            "make it 10 or more"
+        )
+    data = Data(entry.source, dataset.content_hash)
+    task = Split(seed, data, *given[:3], sizes.untrained, known=entry.known, dedup=entry.dedup)
+    split = task.divide(dataset)
+    fit, _, cal, _ = split.known(entry.judge)
+    for part, rows in (("to fit on", fit), ("to calibrate on", cal)):
+        if len(rows) < _SMALLEST_PART:
+            raise ValueError(f"leaves an attacker no records {part}; make it larger")
+    if not len(split.judged(entry.judge)[0]):
+        raise ValueError("leaves no distinct records to judge; make it larger")
+
+
+def _target(
+    target: TargetEntry, preset: str, loaded: Sequence[tuple[str, datasets.Dataset]]
+) -> Iterator[Problem]:
+    if "name" in target.recipe:
+        yield Problem("target.name", "is not a key here; did you mean 'architecture'?")
+        return
+    defaults = [
+        architectures.default_architecture(name, dataset.kind, preset) for name, dataset in loaded
+    ]
+    chosen = [target.architecture] if target.architecture else defaults or ["mlp_s"]
+    for name in dict.fromkeys(chosen):
+        try:
+            made = architectures.make(name, **target.recipe)
+        except ValidationError as error:
+            recipe = [key for key in architectures.Architecture.model_fields if key != "name"]
+            keys = ["architecture", *recipe]
+            yield from (field_problem(detail, "target", keys) for detail in error.errors())
+            continue
+        except ValueError as error:
+            yield Problem("target.architecture", str(error))
+            continue
+        yield from _endless(made, "target")
+        for (_, dataset), default in zip(loaded, defaults, strict=True):
+            if name == (target.architecture or default):
+                yield from _network(made, dataset)
+
+
+def _network(
+    architecture: architectures.Architecture, dataset: datasets.Dataset
+) -> Iterator[Problem]:
+    """Whether it can be built for these records; on torch's meta device, so without memory."""
+    try:
+        with torch.device("meta"):
+            network = architectures.build(architecture, dataset.shape, dataset.num_classes)
+    except ValueError as error:
+        yield Problem("target.architecture", str(error))
+        return
+    except (RuntimeError, TypeError, OverflowError) as error:
+        what = str(error).split("\n", 1)[0]
+        yield Problem("target", f"the network cannot be built: {what}; check its widths")
+        return
+    if architectures.count_parameters(network) > _MOST_WEIGHTS:
+        yield Problem("target", f"has more than {_MOST_WEIGHTS} weights; make it narrower")
+
+
+def _defenses(parts: _Parts, known: Sequence[tuple[str, int]]) -> Iterator[Problem]:
+    labels: list[tuple[str, str]] = []
+    for path, stages in parts.chains:
+        for j, (place, entry) in enumerate(stages):
+            cls = yield from _defense(entry.name, place)
+            if cls is None:
+                continue
+            presets = [
+                cls.preset(entry.preset or parts.preset, name, classes) for name, classes in known
+            ]
+            yield from _fields(cls, presets, entry, place)
+            if j and hasattr(cls, "train"):
+                message = (
+                    f"'{entry.name}' shapes the training of the model, so only the first of a "
+                    f"chain can; write it first in {path}, with no other such defense"
+                )
+                yield Problem(place, message)
+        chain = [entry for _, entry in stages]
+        if sum(1 for entry in chain if entry.grid) > 1:
+            yield Problem(path, "has more than one grid; only one defense of a chain may have one")
+            continue
+        points = [_suffixes(entry) for entry in chain]
+        labels += [(path, chain_label(chain) + "".join(s)) for s in itertools.product(*points)]
+    yield from _repeated(labels, "give this one a label of its own")
+
+
+def _attacks(parts: _Parts) -> Iterator[Problem]:
+    labels: list[tuple[str, str]] = []
+    for path, entry in parts.attacks:
+        cls = yield from _attack(entry.name, path)
+        if cls is not None:
+            preset = dict(cls.PRESETS.get(entry.preset or parts.preset, {}))
+            yield from _fields(cls, [preset], entry, path)
+        labels += [(path, attack_label(entry) + suffix) for suffix in _suffixes(entry)]
+    yield from _repeated(labels, "drop it, or give it a label of its own")
+
+
+def _defense(name: str, path: str) -> Generator[Problem, None, type[Defense] | None]:
+    try:
+        return plugins.defense(name)
+    except ValueError as error:
+        yield Problem(path, str(error))
+        return None
+
+
+def _attack(name: str, path: str) -> Generator[Problem, None, type[Attack] | None]:
+    try:
+        return plugins.attack(name)
+    except ValueError as error:
+        yield Problem(path, str(error))
+        return None
+
+
+def _num_points(entry: DefenseEntry | AttackEntry) -> int:
+    return math.prod(len(values) for values in entry.grid.values())
+
+
+def _suffixes(entry: DefenseEntry | AttackEntry) -> list[str]:
+    if _num_points(entry) > MOST_POINTS:
+        return [""]
+    return [point_label(entry, values) for values in grid_points(entry)]
+
+
+def _fields(
+    cls: type[BaseModel],
+    presets: Sequence[Mapping[str, Any]],
+    entry: DefenseEntry | AttackEntry,
+    path: str,
+) -> Iterator[Problem]:
+    """Problems of a plugin's fields, at every point of its grid and for every dataset's preset."""
+    if _num_points(entry) > MOST_POINTS:
+        message = f"spans {_num_points(entry)} points; at most {MOST_POINTS} run in one experiment"
+        yield Problem(f"{path}.grid", message)
+        return
+    for name in entry.grid:
+        if name in entry.params:
+            yield Problem(f"{path}.grid.{name}", "is also given as a field; keep one")
+    own = [name for name in type(entry).model_fields if name not in ("params", "name")]
+    for preset, values in itertools.product(presets, grid_points(entry)):
+        try:
+            made = cls.model_validate({**preset, **values})
+        except ValidationError as error:
+            for detail in error.errors():
+                first = detail["loc"][0] if detail["loc"] else None
+                place = f"{path}.grid" if first in entry.grid else path
+                yield field_problem(detail, place, [*cls.model_fields, *own])
+        else:
+            yield from _endless(made, path)
+
+
+def _endless(made: BaseModel, path: str) -> Iterator[Problem]:
+    """NaN and infinities, which pass for numbers but have no place in a task's key."""
+    for name in type(made).model_fields:
+        try:
+            canonical(getattr(made, name))
+        except ValueError:
+            message = f"must be finite, got {getattr(made, name)!r:.60}"
+            yield Problem(f"{path}.{name}", message)

@@ -1,0 +1,59 @@
+"""How fast the scheduler takes a plan of 100,000 jobs; recorded, never judged."""
+
+import random
+from collections import deque
+
+import pytest
+
+from cluster.base import TaskDone, WorkerJoined
+from orchestrator.state import Job, State
+
+NUM_JOBS = 100_000
+NUM_WORKERS = 64
+
+
+def layered() -> dict[str, Job]:
+    """Up to three inputs each, among the two thousand jobs before."""
+    draw = random.Random(0)
+    jobs = {"k0": Job()}
+    for i in range(1, NUM_JOBS):
+        inputs = [f"k{draw.randrange(max(0, i - 2000), i)}" for _ in range(draw.randrange(4))]
+        jobs[f"k{i}"] = Job(tuple(inputs), draw.choice([0.1, 1.0, 5.0, 30.0]))
+    return jobs
+
+
+def gathered() -> dict[str, Job]:
+    """All into one: quadratic work would not end here."""
+    parts = {f"k{i}": Job() for i in range(NUM_JOBS - 1)}
+    return {**parts, "table": Job(tuple(parts))}
+
+
+PLANS = {"layered": layered, "gathered": gathered}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_construct(benchmark, plan) -> None:
+    jobs = PLANS[plan]()
+    state = benchmark.pedantic(State, (jobs,), rounds=2)
+    assert state.waiting == NUM_JOBS
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_handle(benchmark, plan) -> None:
+    jobs = PLANS[plan]()
+
+    def work(state: State) -> State:
+        running = deque(
+            run for i in range(NUM_WORKERS) for run in state.handle(WorkerJoined(f"w{i}"))
+        )
+        while running:
+            run = running.popleft()
+            running.extend(state.handle(TaskDone(run.worker, run.key)))
+        return state
+
+    state = benchmark.pedantic(work, setup=lambda: ((State(jobs),), {}), rounds=1)
+    assert len(state.done) == NUM_JOBS
+    if benchmark.stats is not None:  # None under --benchmark-disable
+        events_per_s = (NUM_JOBS + NUM_WORKERS) / benchmark.stats.stats.mean
+        benchmark.extra_info["events_per_s"] = round(events_per_s)
+        print(f"{plan}: {events_per_s:,.0f} events/s")  # noqa: T201
