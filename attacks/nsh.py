@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,9 +26,10 @@ class Nsh(Attack):
     """Learn from known members and non-members what the service answers to each.
 
     A prediction net reads the confidence, a label net the one-hot true label, and a joint net
-    both outputs. Each mini-batch holds members and non-members in equal weight; the epoch with
-    the best balanced accuracy on `known.cal` (at probability 0.5) is kept. Fewer than 20 steps
-    an epoch leave the net under-trained on small sets, so the batch shrinks with them.
+    both outputs. Each mini-batch holds members and non-members in equal weight; the epoch is chosen
+    on `known.cal` by balanced accuracy (at probability 0.5) and, within its standard error, by
+    cross entropy. Fewer than 20 steps an epoch leave the net under-trained on small sets, so the
+    batch shrinks with them.
 
     Source: Nasr, Shokri & Houmansadr, "Machine Learning with Membership Privacy using
         Adversarial Regularization", CCS 2018, section 4 (figure 3), in black-box use; layer
@@ -107,13 +109,14 @@ class Nsh(Attack):
         batch_size = min(self.batch_size, max(_MIN_BATCH, num_records // _STEPS_PER_EPOCH))
         num_batches = max(1, min(round(num_records / batch_size), *(len(side) for side in sides)))
         optimiser = torch.optim.Adam(net.parameters(), lr=self.learning_rate, fused=True)
-        best_accuracy, best_epoch, best_state = -1.0, 0, net.state_dict()
+        kept = _Kept(len(known.cal))
         for epoch in range(self.epochs):
             for members, nonmembers in _batches(sides, num_batches, rng):
                 rows = torch.from_numpy(np.concatenate([members, nonmembers])).to(known.device)
                 log_odds = net(feature_MC[rows], y_M[rows])
+                loss = _balanced_loss(log_odds, len(members))
                 optimiser.zero_grad()
-                torch.autograd.backward(_balanced_loss(log_odds, len(members)))
+                torch.autograd.backward(loss)
                 optimiser.step()
             log_odds_cal = _log_odds(net, cal_feature, known.cal.y, known.device)
             if not np.isfinite(log_odds_cal).all():
@@ -121,17 +124,10 @@ class Nsh(Attack):
                     f"nsh's training left the finite numbers in epoch {epoch + 1} with "
                     f"learning_rate {self.learning_rate:g}; use a smaller one"
                 )
-            is_called_member = log_odds_cal > 0
-            accuracy = 0.5 * (
-                is_called_member[known.cal.is_member].mean()
-                + (~is_called_member[~known.cal.is_member]).mean()
-            )
-            if accuracy > best_accuracy:
-                best_accuracy, best_epoch = accuracy, epoch
-                best_state = {name: value.clone() for name, value in net.state_dict().items()}
-            elif epoch - best_epoch >= self.patience:
+            kept.consider(epoch, log_odds_cal, known.cal.is_member, net)
+            if epoch - kept.best_epoch >= self.patience:
                 break
-        net.load_state_dict(best_state)
+        net.load_state_dict(kept.choice())
         return net
 
 
@@ -162,6 +158,52 @@ class _Net(nn.Module):
             inputs.append(feature_NC.gather(1, y_N[:, None]))
         log_odds: torch.Tensor = self.joint(torch.cat(inputs, dim=1))[:, 0]
         return log_odds
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    accuracy: float
+    loss: float
+    state: dict[str, torch.Tensor]
+
+
+class _Kept:
+    """The epochs among which the calibration records choose.
+
+    The best of 100 epochs on a few hundred records is mostly the luckiest. So, of the epochs within
+    one standard error of the best balanced accuracy, the one with the least cross entropy on the
+    same records is taken. Only epochs that no other beats in both are held in memory.
+    """
+
+    def __init__(self, num_cal: int) -> None:
+        self._num_cal = num_cal
+        self._epochs: list[_Epoch] = []
+        self._best_accuracy = -1.0
+        self.best_epoch = 0
+
+    def consider(
+        self, epoch: int, log_odds: NDArray[np.float64], is_member: NDArray[np.bool_], net: _Net
+    ) -> None:
+        """Hold the net's state if this epoch may still be chosen."""
+        called = log_odds > 0
+        accuracy = float(0.5 * (called[is_member].mean() + (~called[~is_member]).mean()))
+        sorted_ = np.concatenate([log_odds[is_member], log_odds[~is_member]])
+        loss = float(_balanced_loss(torch.from_numpy(sorted_), int(is_member.sum())))
+        if accuracy > self._best_accuracy:
+            self._best_accuracy, self.best_epoch = accuracy, epoch
+        if any(e.accuracy >= accuracy and e.loss <= loss for e in self._epochs):
+            return
+        state = {name: value.clone() for name, value in net.state_dict().items()}
+        better = [e for e in self._epochs if e.accuracy > accuracy or e.loss < loss]
+        self._epochs = [e for e in (*better, _Epoch(accuracy, loss, state)) if self._near(e)]
+
+    def choice(self) -> dict[str, torch.Tensor]:
+        """The state of the epoch to use."""
+        return min((e for e in self._epochs if self._near(e)), key=lambda e: e.loss).state
+
+    def _near(self, epoch: _Epoch) -> bool:
+        best = self._best_accuracy
+        return epoch.accuracy >= best - float(np.sqrt(best * (1 - best) / self._num_cal))
 
 
 def _relu_layers(*sizes: int) -> nn.Sequential:

@@ -1,6 +1,7 @@
 """Where callables run.
 
-base.py      what an executor promises, and the events it reports
-inline.py    the same process, one task after another
-ray_pool.py  Ray actors, each pinned to a core or owning a share of a GPU
+base.py       what an executor promises, and the events it reports
+inline.py     the same process, one task after another
+ray_pool.py   Ray actors, each pinned to a core or owning a share of a GPU
+ray_start.py  reach or start a Ray: local, remote, and what to say when it does not answer
 """

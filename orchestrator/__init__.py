@@ -2,10 +2,15 @@
 
 cli.py       the command line: run, plan, status, list
 __main__.py  the same, as python -m orchestrator
-config.py    an experiment file, validated with every problem at once
+source.py    an experiment file as text: lines, keys given twice, settings changed from outside
+config.py    what an experiment file may say, and loading one
+check.py     an experiment file against what there is, with every problem at once
 plan.py      an experiment as tasks, deduplicated by key
+resume.py    a plan beside what the store has of it
 state.py     the scheduler: events in, instructions out
 run.py       the loop that obeys the scheduler and records what it is told
+history.py   what a run sends to MLflow, and what waits to be sent
 progress.py  what the person sees meanwhile
 report.py    results as tables in the terminal
+listing.py   every attack, defense, dataset, architecture and experiment by name
 """

@@ -32,7 +32,7 @@ _ENTRY = {
     "generator": "must be a mapping such as {rows: 3000}",
 }
 # Keys our models make of what a person wrote flat.
-_GATHERED = ("params", "recipe", "[key]")
+_GATHERED = ("params", "recipe")
 _MODELS: Mapping[str, type[BaseModel]] = {
     "datasets": DatasetEntry,
     "split": SplitSizes,
@@ -47,7 +47,9 @@ def problem_of(detail: Mapping[str, Any], raw: Mapping[str, Any]) -> Problem:
         detail: an entry of `ValidationError.errors()`.
         raw: what was validated.
     """
-    location = list(detail["loc"])
+    location = [step for step in detail["loc"] if step != "[key]"]
+    if len(location) < len(detail["loc"]) or detail["type"] == "invalid_key":
+        location[-1] = str(location[-1])  # a key that is no text, such as 1, is no position
     if location[0] == "defenses" and len(location) > 2 and not _is_chain(raw, location[1]):
         location.pop(2)  # of the chain we wrap around a single defense
     message = _message(detail)

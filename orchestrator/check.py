@@ -39,6 +39,15 @@ _MOST_WEIGHTS = 2_000_000_000
 _SMALLEST_PART = 1
 
 
+@dataclass(frozen=True)
+class _Chain:
+    """The stages that can be read, each with its path; `whole` if those are all."""
+
+    path: str
+    stages: list[tuple[str, DefenseEntry]]
+    whole: bool
+
+
 @dataclass
 class _Parts:
     """The parts of an experiment that can be read, each with its path, whatever the rest is."""
@@ -47,7 +56,7 @@ class _Parts:
     seeds: list[int] = field(default_factory=list)
     target: TargetEntry | None = None
     datasets: list[tuple[str, DatasetEntry]] = field(default_factory=list)
-    chains: list[tuple[str, list[tuple[str, DefenseEntry]]]] = field(default_factory=list)
+    chains: list[_Chain] = field(default_factory=list)
     attacks: list[tuple[str, AttackEntry]] = field(default_factory=list)
 
 
@@ -86,8 +95,8 @@ def check(raw: Mapping[str, Any], data_dir: Path | None) -> list[Problem]:
 
 
 def _parts(raw: Mapping[str, Any]) -> _Parts:
-    preset, seeds = raw.get("preset"), raw.get("seeds")
-    parts = _Parts(preset=preset if preset in get_args(Preset) else "cpu")
+    seeds = raw.get("seeds")
+    parts = _Parts(preset=next((p for p in get_args(Preset) if p == raw.get("preset")), "cpu"))
     if isinstance(seeds, list):
         parts.seeds = [seed for seed in seeds if isinstance(seed, int) and 0 <= seed < 2**31]
     parts.seeds = parts.seeds or [0]
@@ -101,7 +110,8 @@ def _parts(raw: Mapping[str, Any]) -> _Parts:
         for j, stage in enumerate(given if isinstance(given, list) else [given]):
             below = f"{path}[{j}]" if isinstance(given, list) else path
             stages += _placed(DefenseEntry, stage, below)
-        parts.chains.append((path, stages))
+        whole = len(stages) == (len(given) if isinstance(given, list) else 1)
+        parts.chains.append(_Chain(path, stages, whole and bool(stages)))
     return parts
 
 
@@ -186,20 +196,31 @@ def _target(
     ]
     chosen = [target.architecture] if target.architecture else defaults or ["mlp_s"]
     for name in dict.fromkeys(chosen):
-        try:
-            made = architectures.make(name, **target.recipe)
-        except ValidationError as error:
-            recipe = [key for key in architectures.Architecture.model_fields if key != "name"]
-            keys = ["architecture", *recipe]
-            yield from (field_problem(detail, "target", keys) for detail in error.errors())
-            continue
-        except ValueError as error:
-            yield Problem("target.architecture", str(error))
+        made = yield from _architecture(name, target.recipe)
+        if made is None:
             continue
         yield from _endless(made, "target")
         for (_, dataset), default in zip(loaded, defaults, strict=True):
             if name == (target.architecture or default):
                 yield from _network(made, dataset)
+
+
+def _architecture(
+    name: str, recipe: Mapping[str, Any]
+) -> Generator[Problem, None, architectures.Architecture | None]:
+    """The architecture without what is wrong in its recipe, which is told."""
+    try:
+        return architectures.make(name, **recipe)
+    except ValidationError as error:
+        known = [key for key in architectures.Architecture.model_fields if key != "name"]
+        for detail in error.errors():
+            yield field_problem(detail, "target", ["architecture", *known])
+        wrong = {detail["loc"][0] for detail in error.errors() if detail["loc"]}
+        rest = {key: value for key, value in recipe.items() if key not in wrong}
+        return architectures.make(name, **rest) if len(rest) < len(recipe) else None
+    except ValueError as error:
+        yield Problem("target.architecture", str(error))
+        return None
 
 
 def _network(
@@ -222,8 +243,9 @@ def _network(
 
 def _defenses(parts: _Parts, known: Sequence[tuple[str, int]]) -> Iterator[Problem]:
     labels: list[tuple[str, str]] = []
-    for path, stages in parts.chains:
-        for j, (place, entry) in enumerate(stages):
+    for parsed in parts.chains:
+        path = parsed.path
+        for j, (place, entry) in enumerate(parsed.stages):
             cls = yield from _defense(entry.name, place)
             if cls is None:
                 continue
@@ -237,9 +259,11 @@ def _defenses(parts: _Parts, known: Sequence[tuple[str, int]]) -> Iterator[Probl
                     f"chain can; write it first in {path}, with no other such defense"
                 )
                 yield Problem(place, message)
-        chain = [entry for _, entry in stages]
+        chain = [entry for _, entry in parsed.stages]
         if sum(1 for entry in chain if entry.grid) > 1:
             yield Problem(path, "has more than one grid; only one defense of a chain may have one")
+            continue
+        if not parsed.whole:
             continue
         points = [_suffixes(entry) for entry in chain]
         labels += [(path, chain_label(chain) + "".join(s)) for s in itertools.product(*points)]

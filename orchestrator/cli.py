@@ -250,7 +250,8 @@ def _console() -> "Console":
 
     # Without a terminal rich assumes 80 columns, which cuts tables in logs.
     width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160"))
-    return Console(width=width, highlight=False, soft_wrap=False)
+    # No markup: labels, paths and errors may hold brackets, which are not styles.
+    return Console(width=width, highlight=False, soft_wrap=False, markup=False, emoji=False)
 
 
 def _data_dir(given: Path | None) -> Path | None:
@@ -276,6 +277,8 @@ def _load(name: str, overrides: list[str] | None, data_dir: Path | None) -> "Exp
 
 
 def _print_end(console: "Console", name: str, store: Path, outcome: Any) -> None:
+    from rich.text import Text
+
     from orchestrator.progress import spell_seconds
 
     console.print()
@@ -301,17 +304,14 @@ def _print_end(console: "Console", name: str, store: Path, outcome: Any) -> None
         _say("the same command tries them again")
     at = "" if store == DEFAULT_STORE else f" --store {store}"
     console.print(f"results: {store}/tables (Parquet), {store}/mlflow.db (MLflow)")
-    console.print(
-        "next:    [bold]sfumato list defenses[/bold]  what else can stand in an experiment"
-    )
-    console.print(
-        f"         [bold]sfumato run {name}{at} --set 'seeds=[0,1,2,3,4]'[/bold]  "
-        "more seeds; only what is new runs"
-    )
-    console.print(
-        f"         [bold]mlflow ui --backend-store-uri sqlite:///{store}/mlflow.db[/bold]  "
-        "browse the history"
-    )
+    hints = {
+        "sfumato list defenses": "what else can stand in an experiment",
+        f"sfumato run {name}{at} --set 'seeds=[0,1,2,3,4]'": "more seeds; only what is new runs",
+        f"mlflow ui --backend-store-uri sqlite:///{store}/mlflow.db": "browse the history",
+    }
+    for i, (command, what) in enumerate(hints.items()):
+        line = Text("next:    " if i == 0 else " " * 9)
+        console.print(line.append(command, style="bold").append(f"  {what}"))
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from orchestrator.source import ConfigError, Problem, packaged, read
 from storage import datasets
@@ -72,7 +72,7 @@ class DatasetEntry(_Entry):
     path: str | None = Field(None, description="a Parquet or npz file of one's own")
     split: SplitSizes | None = Field(None, description="default: the dataset's own")
     generator: Generator = Generator()
-    known: Literal[0.25, 0.5, 0.75] = Field(0.5, description="the attacker's share of D1 and D3")
+    known: float = Field(0.5, description="the attacker's share of D1 and D3")
     judge: Literal["members", "reference", "untrained"] = "members"
     dedup: Literal["group", "drop"] = "group"
 
@@ -80,6 +80,13 @@ class DatasetEntry(_Entry):
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("known")
+    @classmethod
+    def _published(cls, value: float) -> float:
+        if value not in (0.25, 0.5, 0.75):
+            raise ValueError(f"must be 0.25, 0.5 or 0.75, got {value}")
+        return value
 
     @property
     def source(self) -> Source:

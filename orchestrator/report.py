@@ -13,6 +13,7 @@ from orchestrator.config import Experiment
 from orchestrator.progress import spell_seconds
 from orchestrator.resume import Prepared, Store
 from tasks import metrics
+from tasks.nullband import NullBand, max_null_band
 
 __all__ = ["null_band", "print_plan", "print_results", "print_status"]
 
@@ -125,8 +126,8 @@ def _attack_cell(rows: pd.DataFrame, flags: Iterable[str]) -> str:
     marks = "".join(sorted(_FLAG_MARKS[flag] for flag in flags))
     if len(rows) == 1:
         row = rows.iloc[0]
-        low, high = 100 * row["attack_accuracy_low"], 100 * row["attack_accuracy_high"]
-        accuracy = f"{100 * row['attack_accuracy']:.1f} [{low:.1f}, {high:.1f}]"
+        half = 50 * (row["attack_accuracy_high"] - row["attack_accuracy_low"])
+        accuracy = f"{100 * row['attack_accuracy']:.1f} ±{half:.1f}"
     else:
         accuracy = _interval(rows["attack_accuracy"], 100, 1)
     return f"{accuracy}{' ' + marks if marks else ''}\n{_mean(rows['auc'], 1, 3)}"
@@ -148,7 +149,7 @@ def _mean(values: "pd.Series[Any]", scale: float, digits: int) -> str:
 
 
 def _seeds(count: int) -> str:
-    return "1 seed, 95 % record intervals" if count == 1 else f"{count} seeds, ± 95 % over seeds"
+    return "1 seed, ± 95 % over records" if count == 1 else f"{count} seeds, ± 95 % over seeds"
 
 
 def _print_null(
@@ -170,7 +171,7 @@ def _print_null(
         )
 
 
-def null_band(scores: pd.DataFrame, rows: pd.DataFrame) -> tuple[metrics.NullBand, list[str]]:
+def null_band(scores: pd.DataFrame, rows: pd.DataFrame) -> tuple[NullBand, list[str]]:
     """The max-null band over the attacks and seeds of one defense (methods.md section 8.6).
 
     Args:
@@ -189,7 +190,7 @@ def null_band(scores: pd.DataFrame, rows: pd.DataFrame) -> tuple[metrics.NullBan
         judged.append(np.stack([frame["score"].to_numpy() for frame in frames]))
         decided.append(np.stack([frame["decision"].to_numpy(dtype=bool) for frame in frames]))
         members.append(frames[0]["is_member"].to_numpy(dtype=bool))
-    return metrics.max_null_band(judged, decided, members, seed=0), attacks
+    return max_null_band(judged, decided, members, seed=0), attacks
 
 
 def _print_missing(console: Console, cells: pd.DataFrame) -> None:

@@ -171,10 +171,11 @@ def record(task: Task, store: Store) -> list[dict[str, Any]]:
         "seed": task.seed,
     }
     tables = store.tables
-    for table, listed in rows.items():
-        tables.write(table, task.key, listed)
+    for table, content in rows.items():
+        tables.write(table, task.key, content)
     tables.write("tasks", task.key, [{**about, **measured(artifact)}])
-    return rows.get("results", [])
+    results: list[dict[str, Any]] = rows.get("results", [])
+    return results
 
 
 def cell_rows(

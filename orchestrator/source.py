@@ -56,12 +56,14 @@ class Content:
         raw: its keys; no two places share an object, so that one can be changed alone.
         lines: the line of every path in it.
         problems: keys given twice, values that cannot be read, settings that do not fit.
+        changed: paths set from outside.
     """
 
     path: Path
     raw: dict[str, Any]
     lines: dict[str, int]
     problems: list[Problem] = field(default_factory=list)
+    changed: set[str] = field(default_factory=set)
 
     def set(self, setting: str) -> None:
         """Change one value, as "key=value" with a dotted path and a YAML value."""
@@ -79,14 +81,14 @@ class Content:
         fault = _put(self.raw, steps, value)
         if fault:
             self.problems.append(Problem("--set", f"'{setting}' does not fit: {fault}"))
-        for known in list(self.lines):
-            if known == path or known.startswith((f"{path}.", f"{path}[")):
-                del self.lines[known]
+        self.changed.add(path)
 
     def located(self, problem: Problem) -> Problem:
         """The problem with the line of the nearest enclosing path that the file has."""
         path = problem.path
         while path and problem.line is None:
+            if path in self.changed:
+                return Problem(problem.path, f"{problem.message} (as --set says)")
             if path in self.lines:
                 return Problem(problem.path, problem.message, self.lines[path])
             path = re.sub(r"(\.[^.\[\]]*|\[\d+\]|^[^.\[\]]*)$", "", path) if path[-1] != "." else ""
@@ -220,9 +222,8 @@ def _too_large(root: yaml.Node) -> Problem | None:
         raise RecursionError
     if total <= _MOST_VALUES:
         return None
-    return Problem(
-        "", f"holds {total} values once its aliases are followed; write out what it needs"
-    )
+    message = f"holds {total} values once its aliases are followed; at most {_MOST_VALUES} are read"
+    return Problem("", message)
 
 
 def _walk(
@@ -285,5 +286,5 @@ def _put(place: Any, steps: Sequence[str | int], value: Any) -> str | None:
             return f"there is no [{step}], it is {has}"
         elif last:
             place[step] = value
-        place = place[step]  # type: ignore[index]
+        place = place[step]
     return None

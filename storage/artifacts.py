@@ -3,23 +3,36 @@
 import errno
 import hashlib
 import json
-import math
 import os
-import re
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import safetensors.numpy
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+
+from storage._disk import (
+    KEY,
+    StoreUnwritable,
+    check_key,
+    check_name,
+    sync_folder,
+    write_synced,
+    write_whole,
+    writing_to,
+)
+from storage._formats import (
+    UNREADABLE,
+    arrays_bytes,
+    canonical,
+    facts_bytes,
+    read_arrays,
+    read_facts,
+    read_table,
+    table_bytes,
+)
 
 __all__ = [
     "Artifact",
@@ -28,19 +41,10 @@ __all__ = [
     "Artifacts",
     "Draft",
     "StoreUnwritable",
-    "check_key",
-    "check_name",
-    "sync_folder",
-    "write_synced",
     "write_whole",
-    "writing_to",
 ]
 
-_KEY = re.compile(r"[0-9a-f]{64}")
-_NAME = re.compile(r"[a-z0-9_.-]+")
 _DRAFT = ".draft-"
-_DTYPES = ("float64", "float32", "int64", "int32", "uint8", "bool")
-_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 class ArtifactMissing(LookupError):
@@ -75,67 +79,6 @@ class ArtifactDamaged(RuntimeError):
         return f"artifact {key}: {file} {fault}. Running the experiment again recomputes it."
 
 
-class StoreUnwritable(OSError):
-    """The store cannot be written: disk full, read-only or not permitted."""
-
-
-@contextmanager
-def writing_to(place: Path) -> Iterator[None]:
-    """Tell faults of the disk as `StoreUnwritable`; other errors pass as they are."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, StoreUnwritable) or error.errno not in _UNWRITABLE:
-            raise
-        raise StoreUnwritable(
-            error.errno,
-            f"cannot write to the store at {place}: {os.strerror(error.errno)}. "
-            "Free space or permit writing there, or keep the store elsewhere with --store",
-        ) from error
-
-
-def check_key(key: str) -> str:
-    """`key` if it is a task key, before it becomes part of a path.
-
-    Raises:
-        ValueError: it is not 64 hexadecimal digits.
-    """
-    if not _KEY.fullmatch(key):
-        raise ValueError(f"{key!r} is not a task key: expected 64 digits of 0-9 and a-f")
-    return key
-
-
-def check_name(name: str) -> str:
-    """`name` if it can be part of a file name.
-
-    Raises:
-        ValueError: it has other characters than a-z, 0-9, "_", "-" and ".", or begins with ".".
-    """
-    if not _NAME.fullmatch(name) or name.startswith("."):
-        raise ValueError(
-            f"{name!r} cannot name a file of the store: "
-            "expected a-z, 0-9, '_', '-' and '.', not beginning with '.'"
-        )
-    return name
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_synced(path: Path, data: bytes | memoryview) -> None:
-    """Write a new file and make its content survive a power cut."""
-    with open(path, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 class Draft:
     """An artifact being written; nobody else sees it."""
 
@@ -149,16 +92,7 @@ class Draft:
         Raises:
             TypeError: a dtype other than float64, float32, int64, int32, uint8 or bool.
         """
-        whole: dict[str, NDArray[Any]] = {}
-        for label, array in arrays.items():
-            if array.dtype.name not in _DTYPES:
-                raise TypeError(
-                    f"{name}: array {label!r} is {array.dtype}; convert it to one of "
-                    f"{', '.join(_DTYPES)}"
-                )
-            # safetensors writes the buffer as it lies, so it must lie in C order, natively.
-            whole[label] = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
-        self._write(f"{check_name(name)}.safetensors", safetensors.numpy.save(whole))
+        self._write(f"{check_name(name)}.safetensors", arrays_bytes(name, arrays))
 
     def table(self, name: str, columns: Mapping[str, NDArray[Any] | Sequence[Any]]) -> None:
         """Keep columns of equal length in NAME.parquet.
@@ -171,23 +105,7 @@ class Draft:
             ValueError: no columns, unequal lengths, missing values, or another shape.
             TypeError: values of another type.
         """
-        arrow = {label: _to_arrow(name, label, values) for label, values in columns.items()}
-        lengths = {label: len(values) for label, values in arrow.items()}
-        if len(set(lengths.values())) != 1:
-            raise ValueError(f"{name}: expected columns of one length, got lengths {lengths}")
-        # Non-nullable fields spare Parquet a level of bookkeeping: 4 times faster for [N, C].
-        fields = [pa.field(label, v.type, nullable=False) for label, v in arrow.items()]
-        table = pa.Table.from_arrays(list(arrow.values()), schema=pa.schema(fields))
-        sink = pa.BufferOutputStream()
-        pq.write_table(
-            table,
-            sink,
-            compression="zstd",
-            write_page_checksum=True,
-            # A dictionary makes all NaNs one NaN; numbers are kept bit for bit.
-            use_dictionary=[f.name for f in fields if pa.types.is_string(f.type)],
-        )
-        self._write(f"{check_name(name)}.parquet", memoryview(sink.getvalue()))
+        self._write(f"{check_name(name)}.parquet", table_bytes(name, columns))
 
     def facts(self, name: str, facts: Mapping[str, Any]) -> None:
         """Keep small facts in NAME.json, in one canonical text; NaN becomes null.
@@ -196,7 +114,7 @@ class Draft:
             TypeError: a value JSON has no word for, or a name that is not a string.
             ValueError: an infinite number.
         """
-        self._write(f"{check_name(name)}.json", _canonical(_plain(name, facts)))
+        self._write(f"{check_name(name)}.json", facts_bytes(name, facts))
 
     def _write(self, file: str, data: bytes | memoryview) -> None:
         if file in self._files or file == "task.json":
@@ -207,7 +125,7 @@ class Draft:
 
     def _seal(self, key: str, task: Mapping[str, Any]) -> None:
         content = {"key": key, "task": task, "files": self._files}
-        write_synced(self._folder / "task.json", _canonical(content))
+        write_synced(self._folder / "task.json", canonical(content))
         sync_folder(self._folder)
 
 
@@ -264,7 +182,7 @@ class Artifact:
             ArtifactMissing: there is no such file in this artifact.
             ArtifactDamaged: the file is not what was written.
         """
-        return self._parsed(f"{name}.safetensors", safetensors.numpy.load)
+        return self._parsed(f"{name}.safetensors", read_arrays)
 
     def table(self, name: str) -> dict[str, NDArray[Any]]:
         """The columns of NAME.parquet; text comes as object arrays of `str`. Read-only.
@@ -273,7 +191,7 @@ class Artifact:
             ArtifactMissing: there is no such file in this artifact.
             ArtifactDamaged: the file is not what was written.
         """
-        return self._parsed(f"{name}.parquet", _columns)
+        return self._parsed(f"{name}.parquet", read_table)
 
     def facts(self, name: str) -> dict[str, Any]:
         """The facts of NAME.json; what was NaN is None.
@@ -282,7 +200,7 @@ class Artifact:
             ArtifactMissing: there is no such file in this artifact.
             ArtifactDamaged: the file is not what was written.
         """
-        return self._parsed(f"{name}.json", lambda data: dict(json.loads(data)))
+        return self._parsed(f"{name}.json", read_facts)
 
     def verify(self) -> None:
         """Check every file against its checksum.
@@ -311,7 +229,7 @@ class Artifact:
         data = self._bytes(file)
         try:
             return parse(data)
-        except (ValueError, TypeError, KeyError, OSError, SafetensorError, pa.ArrowException) as e:
+        except UNREADABLE as e:
             raise ArtifactDamaged(self.key, file, f"cannot be read ({e})") from e
 
 
@@ -403,7 +321,7 @@ class Artifacts:
     def keys(self) -> Iterator[str]:
         """The complete keys, sorted."""
         for folder in sorted(self.root.glob("[0-9a-f][0-9a-f]/*")):
-            if _KEY.fullmatch(folder.name) and folder.name in self:
+            if KEY.fullmatch(folder.name) and folder.name in self:
                 yield folder.name
 
     def drop_stale_drafts(self, older_than_s: float) -> int:
@@ -459,83 +377,3 @@ class Artifacts:
                 number += 1
             else:
                 return place
-
-
-def _to_arrow(table: str, label: str, values: NDArray[Any] | Sequence[Any]) -> Any:
-    where = f"{table}: column {label!r}"
-    if not isinstance(values, np.ndarray):
-        values = list(values)
-        # pyarrow refuses mixed types, which numpy would silently turn into text.
-        array = pa.array(values, type=None if values else pa.float64())
-    elif values.dtype.kind in "UO":
-        array = pa.array(values.tolist(), type=pa.string())
-    elif values.dtype.kind not in "biuf" or values.dtype.itemsize > 8:
-        raise TypeError(f"{where} is {values.dtype}; expected text, bools, integers or floats")
-    elif values.ndim == 2 and values.shape[1] > 0 and values.dtype.kind != "b":
-        native = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
-        flat = pa.array(native.reshape(-1))
-        item = pa.field("item", flat.type, nullable=False)
-        return pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(item, values.shape[1]))
-    elif values.ndim != 1:
-        raise ValueError(f"{where} has shape {values.shape}; expected [N], or [N, C] numbers")
-    else:
-        array = pa.array(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("=")))
-    if array.null_count:
-        raise ValueError(f"{where} has {array.null_count} missing values; say NaN or '' instead")
-    kinds = (pa.types.is_string, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating)
-    if not any(kind(array.type) for kind in kinds):
-        raise TypeError(f"{where} holds {array.type}; expected text, bools, integers or floats")
-    return array
-
-
-def _columns(data: bytes) -> dict[str, NDArray[Any]]:
-    table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
-    columns = {}
-    for label, column in zip(table.column_names, table.columns, strict=True):
-        array = column.combine_chunks()
-        if pa.types.is_fixed_size_list(column.type):
-            flat = array.flatten().to_numpy(zero_copy_only=False)
-            columns[label] = flat.reshape(-1, column.type.list_size)
-        else:
-            columns[label] = array.to_numpy(zero_copy_only=False)
-    return columns
-
-
-def _plain(where: str, value: Any) -> Any:
-    """`value` in the types JSON has."""
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        for label in value:
-            if not isinstance(label, str):
-                raise TypeError(f"{where}: name {label!r} is not a string")
-        return {label: _plain(f"{where}.{label}", item) for label, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(f"{where}[{i}]", item) for i, item in enumerate(value)]
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    if isinstance(value, float) and math.isinf(value):
-        raise ValueError(f"{where} is {value}, which JSON cannot hold; keep None or a string")
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    raise TypeError(f"{where} is {type(value).__name__}; JSON holds text, numbers, lists, mappings")
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file that readers see whole or not at all.
-
-    Raises:
-        StoreUnwritable: the disk is full, read-only or forbidden.
-    """
-    with writing_to(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-        try:
-            write_synced(draft, text.encode())
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)

@@ -6,124 +6,37 @@ import struct
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from storage.artifacts import check_key, check_name, sync_folder, write_synced, writing_to
+from storage._disk import check_key, check_name, sync_folder, write_synced, writing_to
+from storage._schemas import (
+    BOOL,
+    MEASURED,
+    REAL,
+    SCHEMAS,
+    TEXT,
+    TIME,
+    WHOLE,
+    Content,
+    check_table,
+    key_column,
+    to_arrow,
+)
 
 __all__ = ["MEASURED", "SCHEMAS", "Tables", "equal"]
 
-_TEXT, _REAL, _WHOLE, _BOOL = pa.string(), pa.float64(), pa.int64(), pa.bool_()
-_TIME = pa.timestamp("us", tz="UTC")
-
 _SEAL = "rows_sha256"
-
-_KINDS: dict[Any, tuple[type, ...]] = {
-    _TEXT: (str,),
-    _REAL: (float, int, np.floating, np.integer),
-    _WHOLE: (int, np.integer),
-    _BOOL: (bool, np.bool_),
-    _TIME: (datetime,),
-}
-
-
-def _schema(*columns: tuple[str, Any]) -> Any:
-    """A schema from runs of names, space-separated, that share a type."""
-    return pa.schema([(name, kind) for names, kind in columns for name in names.split()])
-
-
-SCHEMAS: dict[str, Any] = {
-    "results": _schema(
-        ("dataset dataset_hash", _TEXT),
-        ("seed", _WHOLE),
-        ("architecture defense defense_params attack attack_params threat_model", _TEXT),
-        ("adaptive", _BOOL),
-        ("noise_policy judge", _TEXT),
-        ("num_members num_nonmembers", _WHOLE),
-        ("attack_accuracy attack_accuracy_low attack_accuracy_high", _REAL),
-        ("auc auc_low auc_high", _REAL),
-        ("tpr_at_fpr_0_01 tpr_at_fpr_0_01_low tpr_at_fpr_0_01_high", _REAL),
-        ("tpr_at_fpr_0_001 tpr_at_fpr_0_001_low tpr_at_fpr_0_001_high", _REAL),
-        ("precision recall attack_accuracy_unsigned accuracy_unbalanced", _REAL),
-        ("epsilon_lower_bound", _REAL),
-        ("num_queries", _WHOLE),
-        ("flags", pa.list_(_TEXT)),
-        ("duration_s", _REAL),
-        ("device worker task_key", _TEXT),
-        ("created_at", _TIME),
-    ),
-    "utility": _schema(
-        ("dataset dataset_hash", _TEXT),
-        ("seed", _WHOLE),
-        ("architecture defense defense_params noise_policy", _TEXT),
-        ("train_accuracy test_accuracy test_accuracy_low test_accuracy_high", _REAL),
-        ("test_accuracy_drop ece l1_distortion l1_distortion_members", _REAL),
-        ("l1_distortion_nonmembers l1_distortion_p95 label_change_rate", _REAL),
-        ("label_change_rate_members label_change_rate_nonmembers", _REAL),
-        ("swap_rate_members swap_rate_reference swap_rate_outside", _REAL),
-        ("kl_mean variance_ratio noise_variance_ratio info_r2", _REAL),
-        ("fit_s fit_ratio query_ratio query_ratio_1 query_s", _REAL),
-        ("extra_bytes", _WHOLE),
-        ("flags", pa.list_(_TEXT)),
-        ("duration_s", _REAL),
-        ("device worker task_key", _TEXT),
-        ("created_at", _TIME),
-    ),
-    "scores": _schema(
-        ("task_key", _TEXT),
-        ("record", _WHOLE),
-        ("is_member", _BOOL),
-        ("score", _REAL),
-        ("decision", _BOOL),
-    ),
-    "tasks": _schema(
-        ("key kind name dataset", _TEXT),
-        ("seed", _WHOLE),
-        ("duration_s cpu_s", _REAL),
-        ("peak_rss_bytes", _WHOLE),
-        ("device worker", _TEXT),
-        ("started_at created_at", _TIME),
-    ),
-    "failures": _schema(
-        ("key kind name error log_tail", _TEXT),
-        ("attempts", _WHOLE),
-        ("created_at", _TIME),
-    ),
-    "trials": _schema(
-        ("task_key study", _TEXT),
-        ("number", _WHOLE),
-        ("state params", _TEXT),
-        ("objectives constraints", pa.list_(_REAL)),
-        ("duration_s", _REAL),
-        ("created_at", _TIME),
-    ),
-    "cells": _schema(
-        ("experiment label preset dataset", _TEXT),
-        ("seed", _WHOLE),
-        ("defense attack kind task_key status reason", _TEXT),
-    ),
-}
-"""Columns by table; `flags` are lists of text, `*_params` JSON text, times UTC."""
 
 # What a view shows of its cell, and as what: a cell's attack is a label, a result's is a name.
 _SHARED = {"experiment": "experiment", "label": "label", "preset": "preset", "status": "status"}
 _JOINED = {"results": _SHARED | {"attack": "attack_label"}, "utility": _SHARED}
-
-# variance_ratio and noise_variance_ratio are statistics of answers, not costs: they must repeat.
-MEASURED: frozenset[str] = frozenset(
-    {name for schema in SCHEMAS.values() for name in schema.names if name.endswith("_s")}
-    | {"fit_ratio", "query_ratio", "query_ratio_1", "peak_rss_bytes", "device", "worker"}
-    | {"started_at", "created_at", "attempts", "log_tail"}
-)
-"""Columns that may differ from run to run; all others are equal bit for bit."""
 
 
 class _PartDamagedError(ValueError):
@@ -144,26 +57,28 @@ class Tables:
         self.root = Path(root).absolute()
         self.problems: list[str] = []
 
-    def write(self, table: str, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    def write(self, table: str, key: str, rows: Content) -> None:
         """Replace the part of `key`.
 
         Args:
             table: a table of `SCHEMAS` other than cells.
             key: the task key; fills the key column of rows that leave it out.
-            rows: values by column; what is left out or None becomes null.
+            rows: values by column; what is left out or None becomes null. Many rows are written
+                fastest as one mapping of columns, each an array or list [N].
 
         Raises:
-            ValueError: an unknown table or column, or a row that says another key.
+            ValueError: an unknown table or column, columns of unequal lengths or of another shape
+                than [N], a number out of range, or a row that says another key.
             TypeError: a value of the wrong type.
             StoreUnwritable: the disk is full, read-only or forbidden.
         """
         path = self._part(table, key)
-        self._replace(path, _rows_to_arrow(table, rows, _key_column(table), key))
+        self._replace(path, to_arrow(table, rows, key_column(table), key))
 
     def write_cells(self, experiment: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace the cells of `experiment`; raises as `write` does."""
         path = self._cells(experiment)
-        self._replace(path, _rows_to_arrow("cells", rows, "experiment", experiment))
+        self._replace(path, to_arrow("cells", rows, "experiment", experiment))
 
     def remove(self, table: str, key: str) -> None:
         """Forget the part of `key`, if there is one."""
@@ -209,7 +124,7 @@ class Tables:
         return connection
 
     def _part(self, table: str, key: str) -> Path:
-        _check_table(table)
+        check_table(table)
         if table == "cells":
             raise ValueError("cells belong to an experiment, not to a task; use write_cells")
         return self.root / table / f"part-{check_key(key)}.parquet"
@@ -228,7 +143,7 @@ class Tables:
             sealed,
             sink,
             compression="zstd" if long else "none",
-            use_dictionary=[field.name for field in table.schema if long and field.type == _TEXT],
+            use_dictionary=[field.name for field in table.schema if long and field.type == TEXT],
             write_statistics=False,
             write_page_checksum=True,
         )
@@ -267,7 +182,7 @@ class Tables:
         return pa.concat_tables([SCHEMAS[table].empty_table(), *parts])
 
     def _view(self, view: str, experiment: str | None) -> Any:
-        _check_table(view)
+        check_table(view)
         if view in ("tasks", "failures", "trials") and experiment is not None:
             raise ValueError(
                 f"{view} cannot be told by experiment: cells name only the last task of a cell. "
@@ -370,64 +285,6 @@ def _shown(value: Any) -> str:
     return "nan" if value == b"nan" else repr(value)
 
 
-def _check_table(table: str) -> None:
-    if table not in SCHEMAS:
-        raise ValueError(f"no table is named {table!r}; known: {', '.join(SCHEMAS)}")
-
-
-def _key_column(table: str) -> str:
-    return "key" if "key" in SCHEMAS[table].names else "task_key"
-
-
-def _rows_to_arrow(table: str, rows: Sequence[Mapping[str, Any]], owner: str, key: str) -> Any:
-    """Rows as Arrow, the column `owner` being `key` throughout."""
-    schema = SCHEMAS[table]
-    for row in rows:
-        if unknown := sorted(row.keys() - set(schema.names)):
-            raise ValueError(
-                f"table {table}: no column is named {unknown[0]!r}; "
-                f"known: {', '.join(schema.names)}"
-            )
-        if row.get(owner, key) != key:
-            raise ValueError(f"table {table}: {owner} is {row[owner]!r} in the part of {key!r}")
-    columns = {
-        field.name: [_checked(table, field, row.get(field.name)) for row in rows]
-        for field in schema
-        if field.name != owner
-    }
-    return pa.table(columns | {owner: [key] * len(rows)}, schema=schema)
-
-
-_NO_LIST = object()
-
-
-def _checked(table: str, field: Any, value: Any) -> Any:
-    """`value` if the column can hold it; pyarrow alone would turn 1.0 into 1 and True into 1."""
-    if value is None:
-        return None
-    items: list[Any] = [value]
-    kind = field.type
-    if pa.types.is_list(kind):
-        kind = kind.value_type
-        # Text is iterable too, but no list: its own type fails the check below.
-        items = list(value) if isinstance(value, list | tuple | set | frozenset) else [_NO_LIST]
-    for item in items:
-        known = isinstance(item, _KINDS[kind])
-        if not known or (kind != _BOOL and isinstance(item, bool)):
-            raise TypeError(
-                f"table {table}: column {field.name} holds {field.type}, got {value!r} "
-                f"({type(value).__name__})"
-            )
-        if kind == _TIME and item.tzinfo is None:
-            raise ValueError(
-                f"table {table}: column {field.name} holds UTC times, got {value!r} without a "
-                "time zone; use datetime.now(UTC)"
-            )
-        if kind == _WHOLE and not -(2**63) <= item < 2**63:
-            raise ValueError(f"table {table}: column {field.name} is {value}, beyond 64 bits")
-    return sorted(items) if isinstance(value, set | frozenset) else value
-
-
 def _read_part(table: str, path: Path) -> Any:
     """The rows of a part, in the columns of today's schema.
 
@@ -456,7 +313,7 @@ def _read_part(table: str, path: Path) -> Any:
         else:
             columns.append(part[field.name])
     rows = pa.Table.from_arrays(columns, schema=schema)
-    owner = "experiment" if table == "cells" else _key_column(table)
+    owner = "experiment" if table == "cells" else key_column(table)
     expected = path.stem if table == "cells" else path.stem.removeprefix("part-")
     if set(rows[owner].to_pylist()) - {expected}:
         raise _PartDamagedError(f"its {owner} is not the one in its name")
@@ -467,9 +324,9 @@ def _digest(table: Any) -> str:
     """SHA-256 over names and values."""
     digest = hashlib.sha256(repr(table.column_names).encode())
     for column in table.columns:
-        if column.type == _TIME:
-            column = column.cast(_WHOLE)
-        if column.null_count == 0 and column.type in (_REAL, _WHOLE, _BOOL):
+        if column.type == TIME:
+            column = column.cast(WHOLE)
+        if column.null_count == 0 and column.type in (REAL, WHOLE, BOOL):
             values = column.to_numpy().tobytes()
         else:
             values = repr(column.to_pylist()).encode()
@@ -493,7 +350,7 @@ def _join(cells: Any, rows: Any, shown: Mapping[str, str]) -> Any:
 def _naive(table: Any) -> Any:
     """Times without their zone: DuckDB hands zoned ones to Python only where pytz is installed."""
     fields = [
-        field.with_type(pa.timestamp("us")) if field.type == _TIME else field
+        field.with_type(pa.timestamp("us")) if field.type == TIME else field
         for field in table.schema
     ]
     return table.cast(pa.schema(fields))

@@ -13,5 +13,6 @@ fit_defense.py      task: a fitted output defense
 answers.py          task: what the service answers for every record
 run_attack.py       task: scores and result row of one attack
 measure_utility.py  task: what a defense costs
-metrics.py          attack and utility metrics, intervals, the max-null band
+metrics.py          attack and utility metrics, intervals
+nullband.py         the max-null band: is the largest of several attacks chance?
 """

@@ -47,7 +47,7 @@ class Rows:
     """Row numbers of a dataset inside a task: hashed once, compared by content."""
 
     def __init__(self, rows: NDArray[np.int64]) -> None:
-        self.array = np.ascontiguousarray(rows, dtype=np.int64)
+        self.array = np.array(rows, dtype=np.int64)  # a copy: the caller's may change
         self.array.setflags(write=False)
         self.digest = hashlib.sha256(self.array.tobytes()).hexdigest()
 
@@ -105,7 +105,10 @@ def canonical(value: Any) -> Any:
         case tuple() | list():
             return [canonical(item) for item in value]
         case Mapping():
-            return {str(name): canonical(item) for name, item in value.items()}
+            for name in value:
+                if not isinstance(name, str):
+                    raise TypeError(f"a task field maps {name!r}; only text can name a value")
+            return {name: canonical(item) for name, item in value.items()}
         case _:
             raise TypeError(f"a task field of type {type(value).__name__} has no canonical form")
 
@@ -174,8 +177,8 @@ class Task:
         """The finished task as the plugin that asked for it sees it."""
         raise TypeError(f"{self.kind} is not a training")
 
-    def table_rows(self, artifact: Artifact) -> dict[str, list[dict[str, Any]]]:
-        """The table rows a finished artifact holds, by table."""
+    def table_rows(self, artifact: Artifact) -> dict[str, Any]:
+        """What a finished artifact puts into each table, as `Tables.write` takes it."""
         return {}
 
 

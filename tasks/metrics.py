@@ -10,7 +10,6 @@ from scipy import stats
 from tasks._intervals import (
     Bools,
     Floats,
-    NullBand,
     auc,
     auc_interval,
     bca_bootstrap,
@@ -19,13 +18,11 @@ from tasks._intervals import (
     delong,
     delong_paired,
     equivalent,
-    max_null_band,
     seed_interval,
 )
 
 __all__ = [
     "Calibration",
-    "NullBand",
     "accuracy_interval",
     "attack_metrics",
     "auc",
@@ -41,7 +38,6 @@ __all__ = [
     "epsilon_lower_bound",
     "equivalent",
     "l1",
-    "max_null_band",
     "seed_interval",
     "tpr_at_fpr",
 ]

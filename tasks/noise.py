@@ -62,9 +62,10 @@ class KeyedNoise:
         with np.errstate(over="ignore"):
             bits = _mix(self._keys[:, :1] + counter[None, :] * _GOLDEN)
             bits = _mix(bits ^ self._keys[:, 1:])
-        # 53 bits, moved off 0 by half a step so that the normal below is finite.
+        # 53 bits, moved off 0 by half a step so that the normal below is finite; the step past
+        # the last bit rounds up to 1, which is infinite too.
         unit = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-        return unit.reshape(shape)
+        return np.minimum(unit, 1 - 2.0**-53).reshape(shape)
 
     def normal(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
         """Standard normal numbers, shape[0] rows; all 0 under `deterministic`."""

@@ -163,13 +163,14 @@ class RunAttack(Task):
             },
         )
 
-    def _checked(self, score: NDArray[Any], num: int) -> NDArray[np.float64]:
+    def _checked(self, returned: Any, num: int) -> NDArray[np.float64]:
+        score = np.asarray(returned, dtype=np.float64)
         if score.shape != (num,) or not np.isfinite(score).all():
             raise ValueError(
                 f"attack '{self.name}' must return {num} finite scores, it returned shape "
                 f"{list(score.shape)} with {int((~np.isfinite(score)).sum())} not finite"
             )
-        return score.astype(np.float64)
+        return score
 
     def _flags(
         self,
@@ -221,8 +222,8 @@ class RunAttack(Task):
             judge=self.judge,
         )
 
-    def table_rows(self, artifact: Artifact) -> dict[str, list[dict[str, Any]]]:
-        """The result row, and a score row a judged record."""
+    def table_rows(self, artifact: Artifact) -> dict[str, Any]:
+        """The result row, and columns with a score a judged record."""
         figures = artifact.facts("metrics")
         taken = measured(artifact)
         columns = {k: v for k, v in figures.items() if k not in ("threshold", "sign")}
@@ -237,15 +238,7 @@ class RunAttack(Task):
             **{name: taken[name] for name in ("duration_s", "device", "worker", "created_at")},
             "task_key": self.key,
         }
-        scores = artifact.table("scores")
-        names = ("record", "is_member", "score", "decision")
-        listed = zip(*(scores[name].tolist() for name in names), strict=True)
-        return {
-            "results": [result],
-            "scores": [
-                {"task_key": self.key, **dict(zip(names, row, strict=True))} for row in listed
-            ],
-        }
+        return {"results": [result], "scores": artifact.table("scores")}
 
 
 def finite(value: float) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,10 @@ __all__ = ["Defended", "Model", "Query", "Service", "TrainedView", "digests"]
 
 
 class Stage(Protocol):
-    """One step from inputs to answers, computed afresh."""
+    """One step from inputs to answers; `fresh` if asking again may give another answer."""
+
+    @property
+    def fresh(self) -> bool: ...
 
     def compute(self, x: NDArray[Any], draws: NDArray[np.int64]) -> NDArray[np.float64]: ...
 
@@ -30,13 +33,15 @@ class Stage(Protocol):
 
 def digests(x: NDArray[Any]) -> list[bytes]:
     """128 bits that stand for each record's exact float32 content."""
-    flat = np.ascontiguousarray(x, dtype=np.float32).reshape(len(x), -1)
+    flat = np.ascontiguousarray(x, dtype=np.float32).reshape(len(x), int(np.prod(x.shape[1:])))
     return [blake2b(row.tobytes(), digest_size=16).digest() for row in flat]
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
     """A trained classifier."""
+
+    fresh: ClassVar[bool] = False
 
     module: nn.Module
     device: str
@@ -51,6 +56,8 @@ class Model:
 @dataclass(frozen=True, eq=False)
 class Custom:
     """A classifier whose training defense says how it is asked (model stacking, for one)."""
+
+    fresh: ClassVar[bool] = False
 
     confidences: Callable[[NDArray[Any]], NDArray[np.float64]]
 
@@ -71,6 +78,11 @@ class Defended:
     policy: NoisePolicy
     secret: bytes
     input_kind: Kind
+
+    @property
+    def fresh(self) -> bool:
+        """Whether this stage or one before it draws again for each query."""
+        return self.policy == "fresh" or self.previous.stage.fresh
 
     def compute(self, x: NDArray[Any], draws: NDArray[np.int64]) -> NDArray[np.float64]:
         """Released confidences [N, C]; what the previous stage has stored is not asked again."""
@@ -132,7 +144,9 @@ class Service:
         found = self.stored.position
         content = digests(x) if known is None else known
         position = np.array([found.get(digest, -1) for digest in content], dtype=np.int64)
-        position[draws > 0] = -1
+        # Else the stored answer stands: computed in another batch, its last bits might differ.
+        if self.stage.fresh:
+            position[draws > 0] = -1
         hit = position >= 0
         if hit.all():
             return self.stored.confidence[position]
@@ -175,6 +189,19 @@ class Query:
         Raises:
             RuntimeError: if the query budget is used up.
         """
+        content, draws = self._count(x)
+        return self._let_out(self._service.answer(x, draws, content))
+
+    def timed(self, x: NDArray[Any]) -> tuple[NDArray[Any], float]:
+        """An answer computed afresh, and the seconds it took; counts and raises like a call."""
+        _, draws = self._count(x)
+        started = time.perf_counter()
+        confidence = self._service.afresh(x, draws)
+        seconds = time.perf_counter() - started
+        return self._let_out(confidence), seconds
+
+    def _count(self, x: NDArray[Any]) -> tuple[list[bytes], NDArray[np.int64]]:
+        """The digests of x, and how often each row was asked before."""
         if self._budget is not None and self.num_queries + len(x) > self._budget:
             raise RuntimeError(
                 f"the query budget of {self._budget} is used up: {self.num_queries} asked, "
@@ -186,16 +213,7 @@ class Query:
         for i, digest in enumerate(content):
             draws[i] = self._asked[digest]
             self._asked[digest] += 1
-        confidence = self._service.answer(x, draws, content)
-        return self._let_out(confidence)
-
-    def timed(self, x: NDArray[Any]) -> tuple[NDArray[Any], float]:
-        """An answer computed afresh, and the seconds it took."""
-        self.num_queries += len(x)
-        started = time.perf_counter()
-        confidence = self._service.afresh(x)
-        seconds = time.perf_counter() - started
-        return self._let_out(confidence), seconds
+        return content, draws
 
     def _let_out(self, confidence: NDArray[np.float64]) -> NDArray[Any]:
         # A copy, as what is stored must not change under an attack's hands.

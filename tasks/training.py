@@ -122,7 +122,7 @@ def logits(module: nn.Module, x: NDArray[np.float32], device: str = "cpu") -> ND
     with torch.inference_mode():
         parts = [
             module(torch.from_numpy(x[start : start + BATCH]).to(device)).cpu().numpy()
-            for start in range(0, len(x), BATCH)
+            for start in range(0, max(len(x), 1), BATCH)  # of no records too: [0, C]
         ]
     return np.concatenate(parts)
 

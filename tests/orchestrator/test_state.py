@@ -23,23 +23,25 @@ PLAN = {
     "gap": Job(("answers",), 1),
     "lira": Job(("answers", "shadow0", "shadow1"), 5),
 }
-STEPS = ("join", "lose", "finish", "fail", "damaged", "late")
+# What makes histories long and tangled is told more often than what cuts them short.
+STEPS = "join lose lose late late finish finish finish finish damaged damaged damaged fail".split()
 
 
 @st.composite
-def plans(draw, most=10, widest=3):
+def plans(draw, most=10, least=1, narrowest=0, widest=3):
     """Acyclic plans in any order, inputs named more than once at times."""
     seconds = st.sampled_from([0.0, 0.5, 0.9, 1.0, 5.0, 30.0])
     jobs = {}
-    for i in range(draw(st.integers(1, most))):
+    for i in range(draw(st.integers(least, most))):
         above = st.sampled_from(list(jobs)) if jobs else st.nothing()
-        inputs = draw(st.lists(above, max_size=widest)) if jobs else []
+        inputs = draw(st.lists(above, min_size=narrowest, max_size=widest)) if i > 1 else []
         jobs[f"k{i}"] = Job(tuple(inputs), draw(seconds))
     return {key: jobs[key] for key in draw(st.permutations(list(jobs)))}
 
 
-def histories(*kinds, most=60):
-    return st.lists(st.tuples(st.sampled_from(kinds), st.integers(0, 99)), max_size=most)
+def histories(*kinds, least=0, most=60):
+    step = st.tuples(st.sampled_from(kinds), st.integers(0, 99))
+    return st.lists(step, min_size=least, max_size=most)
 
 
 def ancestors(inputs, key):
@@ -213,8 +215,12 @@ def test_any_history_of_failures_still_finishes(history):
     assert state.finished
 
 
-@settings(max_examples=250, deadline=None)
-@given(plans(), histories(*STEPS), st.integers(1, 4))
+@settings(max_examples=400, deadline=None)
+@given(
+    plans() | plans(most=8, least=6, narrowest=1, widest=2),
+    histories(*STEPS) | histories(*STEPS, least=50, most=90),
+    st.sampled_from([1, 2, 3, 20]),
+)
 def test_any_history_obeys_the_slow_account(jobs, history, max_attempts):
     world = World(jobs, max_attempts)
     world.live([("join", 0), ("join", 0), *history])

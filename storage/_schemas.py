@@ -1,0 +1,212 @@
+"""The columns of every table, and what they can hold."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+Content = Sequence[Mapping[str, Any]] | Mapping[str, NDArray[Any] | Sequence[Any]]
+"""Rows of values by column, or the same turned: columns of values by row."""
+
+TEXT, REAL, WHOLE, BOOL = pa.string(), pa.float64(), pa.int64(), pa.bool_()
+TIME = pa.timestamp("us", tz="UTC")
+
+_KINDS: dict[Any, tuple[type, ...]] = {
+    TEXT: (str,),
+    REAL: (float, int, np.floating, np.integer),
+    WHOLE: (int, np.integer),
+    BOOL: (bool, np.bool_),
+    TIME: (datetime,),
+}
+_DTYPES: dict[Any, str] = {REAL: "fiu", WHOLE: "iu", BOOL: "b"}
+
+
+def _schema(*columns: tuple[str, Any]) -> Any:
+    """A schema from runs of names, space-separated, that share a type."""
+    return pa.schema([(name, kind) for names, kind in columns for name in names.split()])
+
+
+SCHEMAS: dict[str, Any] = {
+    "results": _schema(
+        ("dataset dataset_hash", TEXT),
+        ("seed", WHOLE),
+        ("architecture defense defense_params attack attack_params threat_model", TEXT),
+        ("adaptive", BOOL),
+        ("noise_policy judge", TEXT),
+        ("num_members num_nonmembers", WHOLE),
+        ("attack_accuracy attack_accuracy_low attack_accuracy_high", REAL),
+        ("auc auc_low auc_high", REAL),
+        ("tpr_at_fpr_0_01 tpr_at_fpr_0_01_low tpr_at_fpr_0_01_high", REAL),
+        ("tpr_at_fpr_0_001 tpr_at_fpr_0_001_low tpr_at_fpr_0_001_high", REAL),
+        ("precision recall attack_accuracy_unsigned accuracy_unbalanced", REAL),
+        ("epsilon_lower_bound", REAL),
+        ("num_queries", WHOLE),
+        ("flags", pa.list_(TEXT)),
+        ("duration_s", REAL),
+        ("device worker task_key", TEXT),
+        ("created_at", TIME),
+    ),
+    "utility": _schema(
+        ("dataset dataset_hash", TEXT),
+        ("seed", WHOLE),
+        ("architecture defense defense_params noise_policy", TEXT),
+        ("train_accuracy test_accuracy test_accuracy_low test_accuracy_high", REAL),
+        ("test_accuracy_drop ece l1_distortion l1_distortion_members", REAL),
+        ("l1_distortion_nonmembers l1_distortion_p95 label_change_rate", REAL),
+        ("label_change_rate_members label_change_rate_nonmembers", REAL),
+        ("swap_rate_members swap_rate_reference swap_rate_outside", REAL),
+        ("kl_mean variance_ratio noise_variance_ratio info_r2", REAL),
+        ("fit_s fit_ratio query_ratio query_ratio_1 query_s", REAL),
+        ("extra_bytes", WHOLE),
+        ("flags", pa.list_(TEXT)),
+        ("duration_s", REAL),
+        ("device worker task_key", TEXT),
+        ("created_at", TIME),
+    ),
+    "scores": _schema(
+        ("task_key", TEXT),
+        ("record", WHOLE),
+        ("is_member", BOOL),
+        ("score", REAL),
+        ("decision", BOOL),
+    ),
+    "tasks": _schema(
+        ("key kind name dataset", TEXT),
+        ("seed", WHOLE),
+        ("duration_s cpu_s", REAL),
+        ("peak_rss_bytes", WHOLE),
+        ("device worker", TEXT),
+        ("started_at created_at", TIME),
+    ),
+    "failures": _schema(
+        ("key kind name error log_tail", TEXT),
+        ("attempts", WHOLE),
+        ("created_at", TIME),
+    ),
+    "trials": _schema(
+        ("task_key study", TEXT),
+        ("number", WHOLE),
+        ("state params", TEXT),
+        ("objectives constraints", pa.list_(REAL)),
+        ("duration_s", REAL),
+        ("created_at", TIME),
+    ),
+    "cells": _schema(
+        ("experiment label preset dataset", TEXT),
+        ("seed", WHOLE),
+        ("defense attack kind task_key status reason", TEXT),
+    ),
+}
+"""Columns by table; `flags` are lists of text, `*_params` JSON text, times UTC."""
+
+# variance_ratio and noise_variance_ratio are statistics of answers, not costs: they must repeat.
+MEASURED: frozenset[str] = frozenset(
+    {name for schema in SCHEMAS.values() for name in schema.names if name.endswith("_s")}
+    | {"fit_ratio", "query_ratio", "query_ratio_1", "peak_rss_bytes", "device", "worker"}
+    | {"started_at", "created_at", "attempts", "log_tail"}
+)
+"""Columns that may differ from run to run; all others are equal bit for bit."""
+
+
+def check_table(table: str) -> None:
+    if table not in SCHEMAS:
+        raise ValueError(f"no table is named {table!r}; known: {', '.join(SCHEMAS)}")
+
+
+def key_column(table: str) -> str:
+    return "key" if "key" in SCHEMAS[table].names else "task_key"
+
+
+def to_arrow(table: str, content: Content, owner: str, key: str) -> Any:
+    """Rows as Arrow, the column `owner` being `key` throughout; what is left out is null.
+
+    Raises:
+        ValueError: an unknown column, columns that are not all [N], a number out of range, a time
+            without zone, or another owner.
+        TypeError: a value of the wrong type.
+    """
+    if isinstance(content, Mapping):
+        columns, num = content, len(_listed(table, *next(iter(content.items()), ("", ()))))
+    else:
+        names = {name: None for row in content for name in row}
+        other = {owner: key}
+        columns = {name: [row.get(name, other.get(name)) for row in content] for name in names}
+        num = len(content)
+    fields = SCHEMAS[table]
+    for name, values in columns.items():
+        if name not in fields.names:
+            raise ValueError(
+                f"table {table}: no column is named {name!r}; known: {', '.join(fields.names)}"
+            )
+        if len(_listed(table, name, values)) != num:
+            raise ValueError(f"table {table}: {name} has {len(values)} rows, other columns {num}")
+        if name == owner and (others := [value for value in values if value != key]):
+            raise ValueError(f"table {table}: {owner} is {others[0]!r} in the part of {key!r}")
+    arrays = []
+    for field in fields:
+        if field.name == owner:
+            arrays.append(pa.repeat(key, num))
+        elif field.name not in columns:
+            arrays.append(pa.nulls(num, field.type))
+        else:
+            arrays.append(_column(table, field, columns[field.name]))
+    return pa.Table.from_arrays(arrays, schema=fields)
+
+
+def _listed(table: str, name: str, values: Any) -> Any:
+    """`values` if they are many."""
+    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
+        raise TypeError(
+            f"table {table}: column {name} is {values!r}; expected a list or an array. "
+            "A row by itself goes into a list"
+        )
+    if isinstance(values, np.ndarray) and values.ndim != 1:
+        raise ValueError(f"table {table}: column {name} has shape {values.shape}; expected [N]")
+    return values
+
+
+def _column(table: str, field: Any, values: NDArray[Any] | Sequence[Any]) -> Any:
+    """A column as Arrow; numbers in an array are checked by their dtype, all others one by one."""
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+        return pa.array([_checked(table, field, value) for value in values], field.type)
+    if values.dtype.kind not in _DTYPES.get(field.type, "") or values.dtype.itemsize > 8:
+        raise TypeError(
+            f"table {table}: column {field.name} holds {field.type}, got an array of {values.dtype}"
+        )
+    if field.type == WHOLE and len(values):
+        _checked(table, field, values.max())  # uint64 holds more
+    native = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
+    return pa.array(native).cast(field.type)
+
+
+_NO_LIST = object()
+
+
+def _checked(table: str, field: Any, value: Any) -> Any:
+    """`value` if the column can hold it; pyarrow alone would turn 1.0 into 1 and True into 1."""
+    if value is None:
+        return None
+    items: list[Any] = [value]
+    kind = field.type
+    if pa.types.is_list(kind):
+        kind = kind.value_type
+        # Text is iterable too, but no list: its own type fails the check below.
+        items = list(value) if isinstance(value, list | tuple | set | frozenset) else [_NO_LIST]
+    for item in items:
+        known = isinstance(item, _KINDS[kind])
+        if not known or (kind != BOOL and isinstance(item, bool)):
+            raise TypeError(
+                f"table {table}: column {field.name} holds {field.type}, got {value!r} "
+                f"({type(value).__name__})"
+            )
+        if kind == TIME and item.tzinfo is None:
+            raise ValueError(
+                f"table {table}: column {field.name} holds UTC times, got {value!r} without a "
+                "time zone; use datetime.now(UTC)"
+            )
+        if kind == WHOLE and not -(2**63) <= item < 2**63:
+            raise ValueError(f"table {table}: column {field.name} is {value}, beyond 64 bits")
+    return sorted(items) if isinstance(value, set | frozenset) else value

@@ -1,0 +1,109 @@
+"""The max-null band of methods.md section 8.6: is the largest of several attacks chance?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from tasks._intervals import checked
+
+__all__ = ["NullBand", "max_null_band"]
+
+_CHUNK_BYTES = 16 << 20  # of permuted memberships held at once
+
+
+@dataclass(frozen=True)
+class NullBand:
+    """Verdict on the largest of several attacks; see `max_null_band`.
+
+    `band_*` and `observed_*` are in permutation standard deviations above 1/2, `worst_*` are
+    indices of attacks, `inside` holds if neither observed maximum exceeds its band.
+    """
+
+    band_accuracy: float
+    band_auc: float
+    observed_accuracy: float
+    observed_auc: float
+    worst_accuracy: int
+    worst_auc: int
+    inside: bool
+
+
+def max_null_band(
+    scores: Sequence[NDArray[Any]],
+    decisions: Sequence[NDArray[Any]],
+    is_member: Sequence[NDArray[Any]],
+    *,
+    seed: int,
+    permutations: int = 2000,
+    quantile: float = 0.995,
+) -> NullBand:
+    """Is the largest of A attacks larger than chance makes the largest of A attacks?
+
+    Scores and thresholds stay fixed while membership is permuted within each seed, the same
+    permutation for all attacks, so their dependence is kept. The statistic is the maximum over
+    attacks of (mean over seeds - 1/2) / (its permutation standard deviation), for balanced
+    accuracy and for AUC. An attack without permutation variance (constant) contributes 0.
+
+    Args:
+        scores: per seed, signed scores [A, N_s]; attacks in the same order for every seed.
+        decisions: per seed, bool [A, N_s], True for "member".
+        is_member: per seed, bool [N_s].
+        seed: of the permutations.
+        permutations: how many.
+        quantile: of the permutation distribution that is the band.
+
+    Raises:
+        ValueError: if there is no seed or no attack, or shapes disagree.
+
+    Source: methods.md section 8.6; Westfall and Young 1993 for the maximum over dependent tests.
+    """
+    if not scores or not len(scores) == len(decisions) == len(is_member) or not len(scores[0]):
+        raise ValueError(
+            f"{len(scores)} seeds of scores, {len(decisions)} of decisions and {len(is_member)} of "
+            "membership; there must be equally many, at least one, of at least one attack"
+        )
+    rng = np.random.default_rng(seed)
+    num_attacks = len(scores[0])
+    advantage = np.zeros((2, num_attacks, 1 + permutations))  # the observed one first
+    for score_AN, decision_AN, member in zip(scores, decisions, is_member, strict=True):
+        if not score_AN.shape == decision_AN.shape == (num_attacks, len(member)):
+            raise ValueError(
+                f"scores {score_AN.shape} and decisions {decision_AN.shape} of a seed must both "
+                f"be [{num_attacks}, {len(member)}]: attacks of the first seed, records of this one"
+            )
+        member_N = np.stack([checked(row, member)[1] for row in score_AN])[0]
+        # Both metrics are linear in membership. What is left out, a factor common to all seeds,
+        # cancels in the statistic. The weights are whole or half numbers: their sums are exact,
+        # so a constant attack comes out as exactly 0.
+        num_rows, num_in = member_N.size, int(member_N.sum())
+        rank_AN = stats.rankdata(score_AN, axis=1) - (num_rows + 1) / 2
+        called_AN = decision_AN.astype(bool).astype(np.float64)
+        weight_BN = np.concatenate([called_AN * num_rows, rank_AN])
+        centre_B = np.concatenate([called_AN.sum(axis=1) * num_in, np.zeros(num_attacks)])
+        step = max(1, _CHUNK_BYTES // (8 * num_rows))
+        for first in range(0, 1 + permutations, step):
+            count = min(step, 1 + permutations - first)
+            member_PN = rng.permuted(np.tile(member_N, (count, 1)), axis=1)
+            if first == 0:
+                member_PN[0] = member_N
+            excess_BP = weight_BN @ member_PN.T.astype(np.float64) - centre_B[:, None]
+            excess_BP /= num_in * (num_rows - num_in)
+            advantage[..., first : first + count] += excess_BP.reshape(2, num_attacks, count)
+    spread = advantage[..., 1:].std(axis=2, keepdims=True)
+    standard = advantage / np.where(spread > 0, spread, np.inf)
+    observed, largest = standard[..., 0], standard[..., 1:].max(axis=1)
+    # "higher": one of the permutations, so that at most 1 - quantile of them lie above the band.
+    band = np.quantile(largest, quantile, axis=1, method="higher")
+    return NullBand(
+        band_accuracy=float(band[0]),
+        band_auc=float(band[1]),
+        observed_accuracy=float(observed[0].max()),
+        observed_auc=float(observed[1].max()),
+        worst_accuracy=int(observed[0].argmax()),
+        worst_auc=int(observed[1].argmax()),
+        inside=bool((observed.max(axis=1) <= band).all()),
+    )
