@@ -8,7 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Attack", "Classifier", "Knowledge", "Known", "Outline", "Planning", "Trained"]
+__all__ = [
+    "Attack",
+    "Classifier",
+    "Knowledge",
+    "Known",
+    "Outline",
+    "Planning",
+    "Shadows",
+    "Trained",
+]
 
 
 class Classifier(Protocol):
@@ -58,6 +67,29 @@ class Trained(Protocol):
         ...
 
 
+class Shadows(Protocol):
+    """Shadow models in the half-split design: every judged record trained half of them.
+
+    Their use is open to attacks whose `trainings` asked for `outline.shadows(...)`. With own
+    copies of the defense, `shadows(x)` gives defended answers, and part of a model's OUT records
+    are its defense's reference data.
+    """
+
+    @property
+    def num_shadows(self) -> int: ...
+
+    def __call__(self, x: NDArray[Any]) -> NDArray[np.float64]:
+        """Confidences [S, N, C] of any x [N, ...]; dataset records come from the store."""
+        ...
+
+    def role(self, x: NDArray[Any]) -> NDArray[np.int8]:
+        """What each record was to each model, int8 [S, N]: 1 in, 0 out, -1 reference.
+
+        Records outside the pool are out.
+        """
+        ...
+
+
 class Outline(Protocol):
     """What is known while planning: row numbers, labels and sizes, never an answer.
 
@@ -97,6 +129,14 @@ class Outline(Protocol):
         """
         ...
 
+    def shadows(self, num_shadows: int, *, defended: bool = False) -> tuple[Any, ...]:
+        """Training tasks of shadow models in the half-split design, shared by all attacks.
+
+        They use no membership in the target. At run time they are `known.shadows`. `num_shadows`
+        is even: models 2i and 2i + 1 train on complementary halves of the pool.
+        """
+        ...
+
 
 class Knowledge(Protocol):
     """All the data and models the threat model grants.
@@ -112,6 +152,7 @@ class Knowledge(Protocol):
         x_of: maps dataset rows [n] to their records x [n, ...] and labels y [n]. Only rows the
             attacker holds may be asked for; others raise `PermissionError`.
         device: where torch code should run.
+        shadows: the shadow models `trainings` asked for; asking without having asked raises.
     """
 
     @property
@@ -136,6 +177,9 @@ class Knowledge(Protocol):
 
     @property
     def device(self) -> str: ...
+
+    @property
+    def shadows(self) -> Shadows: ...
 
 
 class Attack(BaseModel):

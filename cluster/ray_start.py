@@ -57,8 +57,8 @@ def start_local(num_cpus: int | None, num_gpus: int | None) -> subprocess.Popen[
         num_gpus: how many GPUs; default the real ones.
 
     Returns:
-        The process that ends what was started should this one be killed. To be told with
-        `communicate()` after `ray.shutdown()`: when it has ended, nothing is left.
+        The process that ends what was started should this one be killed. Call its
+        `communicate()` after `ray.shutdown()`: when that returns, nothing is left.
 
     Raises:
         ClusterUnreachable: if Ray does not start.

@@ -1,5 +1,7 @@
 """The classifiers: what goes in, what comes out, how many numbers are learned."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from tasks.architectures import build, count_parameters, make, names, with_recip
 
 def layers(*sizes: int) -> int:
     """Parameters of fully connected layers with biases."""
-    return sum(a * b + b for a, b in zip(sizes, sizes[1:], strict=False))
+    return sum(a * b + b for a, b in pairwise(sizes))
 
 
 SIZES = {

@@ -84,7 +84,18 @@ def add_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
         sys.modules.pop(f"attacks.{file.stem}", None)
 
 
-CLASS = 'class {}(Attack):\n    """Say.\n\n    Source: a\n        paper.\n\n    More.\n    """\n    VERSION = 1\n'
+CLASS = '''
+class {}(Attack):
+    """Say.
+
+    Source: a
+        paper.
+
+    More.
+    """
+
+    VERSION = 1
+'''
 
 
 def test_a_new_file_is_a_plugin(add_attack: Callable[..., None]) -> None:

@@ -122,16 +122,13 @@ def test_weight_decay_shrinks_weights(optimizer: str) -> None:
     assert norms[0] > norms[1] > norms[2]
 
 
-def test_divergence_names_the_epoch_and_the_remedy() -> None:
-    recipe = with_recipe(RECIPES["sgd"], learning_rate=1e30)
-    with pytest.raises(
-        FloatingPointError, match=r"nan in epoch 1; lower learning_rate \(now 1e\+30"
-    ):
+@pytest.mark.parametrize(("batch_size", "epoch"), [(10, 1), (50, 2)])
+def test_divergence_names_the_epoch_and_the_remedy(batch_size: int, epoch: int) -> None:
+    # A step of this size overflows; the loss shows it at the next batch.
+    recipe = with_recipe(RECIPES["sgd"], learning_rate=1e38, batch_size=batch_size)
+    message = rf"(nan|inf) in epoch {epoch}; lower learning_rate \(now 1e\+38\)"
+    with pytest.raises(FloatingPointError, match=message):
         fit(recipe)
-    x, y = records(RECIPES["mlp"])
-    slow = with_recipe(RECIPES["mlp"], learning_rate=2e37, batch_size=len(y), epochs=9)
-    with pytest.raises(FloatingPointError, match=r"in epoch [2-9]; lower"):
-        train(slow, x, y, num_classes=3, seed=0)
 
 
 def test_one_record_is_enough_and_a_last_short_batch_is_used() -> None:
@@ -210,7 +207,7 @@ def test_a_memorised_member_keeps_its_logit(gap: float) -> None:
     # At 34.53 p_y is 1 - 1e-15; in float32 anything above 16.7 is 1 and the logit infinite.
     gap32 = np.float32(gap)
     p = softmax64(np.array([[0, gap32]], np.float32))[0]
-    assert 0 < 1 - p[1]
+    assert p[1] < 1
     phi = np.log(p[1]) - np.log1p(-p[1])
     assert np.isfinite(phi)
     assert abs(phi - float(gap32)) < 0.2
