@@ -167,7 +167,6 @@ class State:
             settled = user in self.done or user in self.failed or user in self.blocked
             if not settled and user not in self._busy:
                 self.blocked[user] = cause
-                self._queued.discard(user)
                 below.extend(self._users[user])
 
     def _damaged(self, key: str, damaged: str, reason: str) -> None:
@@ -212,7 +211,7 @@ class State:
     def _offer(self, key: str) -> None:
         """Queue a job that has all it needs and is not settled; block it if it never will."""
         settled = key in self.done or key in self.failed or key in self.blocked
-        if settled or key in self._queued or key in self._busy:
+        if settled or key in self._busy:
             return
         if not self._missing[key]:
             self._queued.add(key)
@@ -241,8 +240,8 @@ class State:
         while self._ready and len(seen) < _LOOK:
             entry = heapq.heappop(self._ready)
             key = entry[2]
-            if key not in self._queued or entry in seen[-1:]:
-                continue  # taken from the queue since it was pushed, or pushed twice
+            if key not in self._queued:
+                continue  # taken back since it was pushed
             if seen and entry[0] > _NEAR * seen[0][0]:
                 heapq.heappush(self._ready, entry)
                 break

@@ -9,6 +9,7 @@ service.py          a deployed classifier with its defenses, as it answers and i
 worker.py           what a worker does with a task
 split.py            task: the leak-free partition of a dataset
 train_target.py     task: a trained classifier
+setting.py          what a defense may use while it is made
 fit_defense.py      task: a fitted output defense
 answers.py          task: what the service answers for every record
 run_attack.py       task: scores and result row of one attack

@@ -116,9 +116,17 @@ class Answers(Task):
         return bench.keep(("answers", self.key), read)
 
     def of(self, rows: NDArray[np.int64], bench: Bench) -> NDArray[np.float64]:
-        """Released confidences [n, C] of dataset rows [n]."""
+        """Released confidences [n, C] of dataset rows [n].
+
+        Raises:
+            ValueError: if some row has a role without answers (the population).
+        """
         record, confidence = self.confidence(bench)
-        return confidence[np.searchsorted(record, rows)]
+        position = np.searchsorted(record, rows).clip(max=len(record) - 1)
+        absent = record[position] != rows
+        if absent.any():
+            raise ValueError(f"no answers are stored for rows {rows[absent][:3].tolist()}")
+        return confidence[position]
 
     def service(self, bench: Bench) -> Service:
         """The deployed service; what this artifact holds is not computed again."""

@@ -29,6 +29,7 @@ class Model:
     ) -> None:
         torch.set_num_threads(1)
         self.rows, self.state, self.defend = rows, {}, defend
+        x = x.reshape(len(x), -1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net = nn.Sequential(nn.Linear(x.shape[1], 128), nn.ReLU(), nn.Linear(128, num_classes))
@@ -43,7 +44,7 @@ class Model:
     def answer(self, x: Any) -> NDArray[Any]:
         # In float64, so that an answer does not depend on its place in the batch.
         w = {name: p.astype(np.float64) for name, p in self.weights.items()}
-        hidden = np.maximum(x @ w["0.weight"].T + w["0.bias"], 0)
+        hidden = np.maximum(x.reshape(len(x), -1) @ w["0.weight"].T + w["0.bias"], 0)
         logits = hidden @ w["2.weight"].T + w["2.bias"]
         return self.defend(softmax(logits, axis=1))
 
@@ -62,6 +63,41 @@ class Service:
         return released
 
 
+class ShadowModels:
+    """Models trained on halves of all members and non-members; implements `Shadows`.
+
+    With own defenses, of the OUT models of a record every second one had it as reference.
+    """
+
+    def __init__(self, world: Any, num_shadows: int, defend: Defend, *, defended: bool) -> None:
+        pool = np.sort(np.concatenate(list(world.parts.values())))
+        self.num_shadows = num_shadows
+        self.models: list[Model] = []
+        self._place = {record.tobytes(): i for i, record in enumerate(world.x[pool])}
+        # The last column is for records outside the pool.
+        self._role = np.zeros((num_shadows, len(pool) + 1), dtype=np.int8)
+        rng = np.random.default_rng([world.seed, 7])
+        first_is_reference = rng.random(len(pool)) < 0.5
+        for pair in range(num_shadows // 2):
+            half = rng.permutation(len(pool))[: len(pool) // 2]
+            in_first = np.isin(np.arange(len(pool)), half)
+            for k, is_in in ((2 * pair, in_first), (2 * pair + 1, ~in_first)):
+                self._role[k, :-1] = is_in
+                if defended:
+                    is_reference = ~is_in & (first_is_reference ^ (pair % 2 == 1))
+                    self._role[k, :-1][is_reference] = -1
+                chosen = defend if defended else keep
+                self.models.append(world.model(pool[is_in], 100 + k, chosen))
+
+    def __call__(self, x: Any) -> NDArray[Any]:
+        answers = np.stack([model.answer(x) for model in self.models])
+        answers.flags.writeable = False
+        return answers
+
+    def role(self, x: Any) -> NDArray[np.int8]:
+        return self._role[:, [self._place.get(record.tobytes(), -1) for record in x]]
+
+
 @dataclass(frozen=True, eq=False)
 class Knowledge:
     fit: Known
@@ -72,13 +108,21 @@ class Knowledge:
     rows: NDArray[np.int64]
     x_of: Callable[[Any], tuple[Any, Any]]
     device: str = "cpu"
+    asked_shadows: ShadowModels | None = None
+
+    @property
+    def shadows(self) -> ShadowModels:
+        if self.asked_shadows is None:
+            raise PermissionError("this attack's trainings() asked for no shadow models")
+        return self.asked_shadows
 
 
 @dataclass(frozen=True, eq=False)
 class World:
     """Records, a target trained on some of them, and who knows what.
 
-    `independent`: the target never saw a member, so there is nothing to find out.
+    `independent`: the target never saw a member, so there is nothing to find out. `image`: the
+    shape [channels, height, width] records are given, with as many features.
     """
 
     num_classes: int = 8
@@ -86,7 +130,8 @@ class World:
     num_features: int = 40
     independent: bool = False
     seed: int = 0
-    cache: dict[Any, Model] = field(default_factory=dict)
+    image: tuple[int, ...] | None = None
+    cache: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.seed)
@@ -94,6 +139,7 @@ class World:
         centre = rng.normal(size=(self.num_classes, self.num_features)) * 0.3
         y = rng.integers(self.num_classes, size=n)
         x = (centre[y] + rng.normal(size=(n, self.num_features))).astype(np.float32)
+        x = x.reshape(n, *(self.image or (self.num_features,)))
         shuffled = rng.permutation(n).reshape(3, self.per_side)
         members, nonmembers, others = shuffled
         fit, cal = int(0.4 * self.per_side), int(0.1 * self.per_side)
@@ -127,6 +173,14 @@ class World:
             self.cache[key] = Model(self.x, self.y, rows, self.num_classes, seed, defend)
         return self.cache[key]
 
+    def shadows(
+        self, num_shadows: int, defend: Defend = keep, *, defended: bool = False
+    ) -> ShadowModels:
+        key = ("shadows", num_shadows, defend, defended)
+        if key not in self.cache:
+            self.cache[key] = ShadowModels(self, num_shadows, defend, defended=defended)
+        return self.cache[key]
+
     def outline(self, *, adaptive: bool = False) -> SimpleNamespace:
         return SimpleNamespace(
             known_rows=self.known_rows,
@@ -134,6 +188,10 @@ class World:
             num_classes=self.num_classes,
             adaptive=adaptive,
             training=lambda **asked: asked,
+            shadows=lambda num_shadows, *, defended=False: tuple(
+                {"shadow": i, "num_shadows": num_shadows, "defended": defended}
+                for i in range(num_shadows)
+            ),
         )
 
     def known(self, part: str) -> Known:
@@ -154,9 +212,16 @@ class World:
         asked: tuple[Any, ...] = ()
         if isinstance(attack, Planning):
             asked = attack.trainings(self.outline(adaptive=adaptive), seed=seed)
+        shadows = [a for a in asked if "shadow" in a]
         trained = [
-            self.model(a["rows"], a["seed"], defend if a.get("defended") else keep) for a in asked
+            self.model(a["rows"], a["seed"], defend if a.get("defended") else keep)
+            for a in asked
+            if "shadow" not in a
         ]
+        shadow_models = None
+        if shadows:
+            defended = shadows[0]["defended"]
+            shadow_models = self.shadows(len(shadows), defend, defended=defended)
         return Knowledge(
             fit=self.known("fit"),
             cal=self.known("cal"),
@@ -165,6 +230,7 @@ class World:
             trained=tuple(trained),
             rows=self.known_rows,
             x_of=self.x_of,
+            asked_shadows=shadow_models,
         )
 
     def run(

@@ -1,12 +1,8 @@
 """The Ray pool, on real Ray: real processes, real kills."""
 
-import json
 import os
-import re
 import select
 import signal
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,11 +30,16 @@ pytestmark = pytest.mark.ray
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 PATIENCE_S = 60.0
+Descendants = Callable[[int], set[int]]
+AwaitGone = Callable[[set[int], float], set[int]]
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayPool]:
+def pool(
+    tmp_path_factory: pytest.TempPathFactory, descendants: Descendants, await_gone: AwaitGone
+) -> Iterator[RayPool]:
     """Two CPU workers, on a Ray that pretends to have two GPUs."""
+    before = descendants(os.getpid())
     pool = RayPool(workers=2, logical_gpus=2, visible=tmp_path_factory.mktemp("store"))
     environment = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     pool.start()
@@ -47,7 +48,10 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayPool]:
         gather(pool, 2, WorkerJoined)
         yield pool
     finally:
+        started = descendants(os.getpid()) - before
         pool.close()
+    assert len(started) > 3
+    assert not await_gone(started, 10), "something outlives close()"
 
 
 def gather(pool: RayPool, num: int, *kinds: type) -> list[Any]:
@@ -70,34 +74,6 @@ def workers_of(pool: RayPool) -> dict[str, int]:
     for name in pool._slots:
         pool.submit(name, name, os.getpid)
     return {event.worker: event.result for event in gather(pool, len(pool._slots), TaskDone)}
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def descendants(pid: int) -> set[int]:
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    found, front = set[int](), {pid}
-    while front:
-        front = {child for child, parent in parents.items() if parent in front}
-        found |= front
-    return found
-
-
-def await_gone(pids: set[int], seconds: float) -> set[int]:
-    until = time.monotonic() + seconds
-    while (left := {pid for pid in pids if alive(pid)}) and time.monotonic() < until:
-        select.select([], [], [], 0.1)
-    return left
 
 
 def meet(own: Path, other: Path, first: bool) -> tuple[int, set[int]]:
@@ -240,7 +216,7 @@ def test_an_idle_workers_death_is_noticed_and_quiet(
     assert capfd.readouterr().out == ""  # standard output belongs to tables
 
 
-def test_four_halves_of_two_devices(pool: RayPool) -> None:
+def test_four_halves_of_two_devices(pool: RayPool, await_gone: AwaitGone) -> None:
     halves = RayPool(gpus_per_worker=0.5)  # on the Ray that runs already
     halves.start()
     names = [event.worker for event in gather(halves, 4, WorkerJoined)]
@@ -320,176 +296,3 @@ def test_bad_numbers() -> None:
         RayPool(gpus_per_worker=1.5)
     with pytest.raises(ValueError, match="must be absolute"):
         RayPool(visible=Path("store"))
-
-
-# Whole drivers, in processes of their own ------------------------------------------------------
-
-DRIVER = """
-import os, sys
-from cluster.base import WorkerJoined
-from cluster.ray_pool import RayPool
-for _ in range(2):
-    pool, num = RayPool(workers=1), 0
-    pool.start()
-    while num < 1:
-        num += sum(isinstance(event, WorkerJoined) for event in pool.events(1))
-    print("up", flush=True)
-    sys.stdin.readline()
-    pool.close()
-    print("closed", flush=True)
-    sys.stdin.readline()
-"""
-
-
-def drive(script: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
-
-
-def line_of(driver: subprocess.Popen[str]) -> str:
-    assert driver.stdout is not None
-    assert select.select([driver.stdout], [], [], PATIENCE_S)[0], "the driver says nothing"
-    return driver.stdout.readline().strip()
-
-
-def go_on(driver: subprocess.Popen[str]) -> None:
-    assert driver.stdin is not None
-    driver.stdin.write("\n")
-    driver.stdin.flush()
-
-
-def listening_addresses(pids: set[int]) -> set[str]:
-    """Addresses (hexadecimal, as the kernel writes them) on which the processes listen."""
-    sockets = set()
-    for pid in pids:
-        for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
-            try:
-                sockets |= set(re.findall(r"socket:\[(\d+)\]", os.readlink(descriptor)))
-            except OSError:
-                continue
-    addresses = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in Path(table).read_text().splitlines()[1:]:
-            field = line.split()
-            if field[3] == "0A" and field[9] in sockets:
-                addresses.add(field[1].rpartition(":")[0])
-    return addresses
-
-
-def test_nothing_outlives_close_nor_a_killed_driver() -> None:
-    driver = drive(DRIVER)
-    try:
-        assert line_of(driver) == "up"
-        processes = descendants(driver.pid)
-        assert len(processes) > 3
-        ipv4, ipv4_in_6 = "0100007F", "0000000000000000FFFF00000100007F"
-        ipv6 = "00000000000000000000000001000000"
-        addresses = listening_addresses(processes)
-        assert addresses, "no listening socket found, so the next line says nothing"
-        assert addresses <= {ipv4, ipv4_in_6, ipv6}
-        go_on(driver)
-        assert line_of(driver) == "closed"
-        assert not await_gone(processes, 10)
-
-        go_on(driver)
-        assert line_of(driver) == "up"  # again, in the same process
-        processes = descendants(driver.pid)
-        assert len(processes) > 3
-        driver.kill()
-        driver.wait()
-        assert not await_gone(processes, 20)
-    finally:
-        driver.kill()
-        driver.communicate()
-
-
-HEAD = """
-import logging, sys, ray
-ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False,
-         logging_level=logging.ERROR)
-print(ray.get_runtime_context().gcs_address, flush=True)
-sys.stdin.readline()
-"""
-
-GUEST = """
-import json, os, sys, time
-from cluster.base import ClusterUnreachable, TaskDone, WorkerJoined
-from cluster.ray_pool import RayPool
-
-def attempt(address, **changes):
-    pool, began = RayPool(address=address, start_timeout_s=30), time.monotonic()
-    before = {**os.environ}
-    os.environ.update(changes)
-    try:
-        pool.start()
-        events = []
-        while not any(isinstance(event, TaskDone) for event in events):
-            for event in (new := pool.events(1)):
-                if isinstance(event, WorkerJoined):
-                    pool.submit(event.worker, "key", divmod, 7, 2)
-            events += new
-        return [str(events[-1].result), time.monotonic() - began]
-    except ClusterUnreachable as error:
-        return [str(error), time.monotonic() - began]
-    finally:
-        pool.close()
-        os.environ.clear()
-        os.environ.update(before)
-
-head, closed = sys.stdin.readline().split()
-print(json.dumps({
-    "closed": attempt(closed),
-    "malformed": attempt("10.0.0.5"),
-    "jobs": attempt("http://10.0.0.5:8265"),
-    "refused": attempt(head, RAY_AUTH_TOKEN="0" * 40),
-    "welcome": attempt(head),
-}))
-"""
-
-
-def test_other_clusters_by_address() -> None:
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "1234567890" * 4}
-    head, guest = drive(HEAD, **token), drive(GUEST, **token)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        closed = free.getsockname()[1]
-    try:
-        assert guest.stdin is not None
-        guest.stdin.write(f"{line_of(head)} 127.0.0.1:{closed}\n")
-        guest.stdin.flush()
-        said = json.loads(line_of(guest))
-        assert head.poll() is None, "a guest leaves the cluster running"
-    finally:
-        for driver in (guest, head):
-            driver.communicate(input="\n")
-    assert f"127.0.0.1:{closed}" in said["closed"][0]
-    assert "ray start --head" in said["closed"][0]
-    assert said["closed"][1] < 6
-    assert "'10.0.0.5' is not host:port" in said["malformed"][0]
-    assert "sfumato submit" in said["jobs"][0]
-    assert "refused our token" in said["refused"][0]
-    assert "RAY_AUTH_TOKEN" in said["refused"][0]
-    assert said["refused"][1] < 30
-    assert said["welcome"][0] == "(3, 1)"
-
-
-def test_something_else_listens_there() -> None:
-    with socket.socket() as deaf:
-        deaf.bind(("0.0.0.0", 0))
-        deaf.listen()
-        guest = f"""
-from cluster.base import ClusterUnreachable
-from cluster.ray_pool import RayPool
-try:
-    RayPool(address="127.0.0.1:{deaf.getsockname()[1]}", start_timeout_s=4).start()
-except ClusterUnreachable as error:
-    print(error)
-"""
-        said, _ = drive(guest).communicate(timeout=PATIENCE_S)
-    assert "did not let us join (waiting up to 4 s)" in said
-    assert f"version {ray.__version__}" in said

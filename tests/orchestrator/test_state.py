@@ -24,7 +24,7 @@ PLAN = {
     "lira": Job(("answers", "shadow0", "shadow1"), 5),
 }
 # What makes histories long and tangled is told more often than what cuts them short.
-STEPS = "join lose lose late late finish finish finish finish damaged damaged damaged fail".split()
+STEPS = ["join", "fail", *["lose", "late"] * 2, *["finish"] * 4, *["damaged"] * 3]
 
 
 @st.composite
@@ -111,6 +111,8 @@ class World:
         assert set(self.state.failed) == self.failed
         assert set(self.state.blocked) == self.blocked()
         assert set(self.state.blocked.values()) <= self.failed
+        spent = {key: self.lost[key] + self.damages[key] for key in self.jobs}
+        assert self.state.attempts == {key: times for key, times in spent.items() if times}
         open_ = self.jobs.keys() - self.exists - self.failed - {*self.running.values()}
         assert self.state.waiting == len(open_ - self.blocked())
         assert self.state.finished == (not self.running and self.state.waiting == 0)
@@ -408,6 +410,86 @@ def test_an_artifact_that_is_always_damaged_ends(max_attempts):
     assert [run.key for run in runs] == ["a", "b"] * (max_attempts + 1)
     assert f"damaged {max_attempts + 1} times: bad checksum" in state.failed["a"]
     assert state.blocked == {"b": "a"}
+
+
+def test_what_is_being_made_again_is_waited_for():
+    jobs = {"split": Job(), "target": Job(("split",))}
+    jobs |= {attack: Job(("target",)) for attack in ("gap", "lira")}
+    state = State(jobs, done=["split", "target"])
+    state.handle(WorkerJoined("w1"))
+    state.handle(WorkerJoined("w2"))
+    assert state.running == {"w1": "gap", "w2": "lira"}
+    assert state.handle(InputDamaged("w1", "gap", "split")) == [Run("w1", "split")]
+    assert state.handle(InputDamaged("w2", "lira", "split")) == []
+    assert state.attempts == {"split": 1}
+    assert state.handle(TaskDone("w1", "split")) == [Run("w2", "gap"), Run("w1", "lira")]
+
+
+def test_a_running_job_is_let_end_though_what_it_needs_has_failed():
+    jobs = {"a": Job(), "b": Job(("a",)), "c": Job(("b",)), "d": Job(("b",)), "e": Job(("d",))}
+    state = State(jobs, done=["a", "b"])
+    state.handle(WorkerJoined("w1"))
+    state.handle(WorkerJoined("w2"))
+    assert state.running == {"w1": "d", "w2": "c"}
+    assert state.handle(InputDamaged("w2", "c", "b")) == [Run("w2", "b")]
+    assert state.handle(InputDamaged("w2", "b", "a")) == [Run("w2", "a")]
+    assert state.handle(TaskFailed("w2", "a", "OSError: no data")) == []
+    assert state.blocked == {"b": "a", "c": "a"}
+    assert (state.waiting, state.finished) == (1, False)
+    assert state.handle(InputDamaged("w1", "d", "a")) == []
+    assert state.blocked == dict.fromkeys("bcde", "a")
+    assert state.finished
+
+
+def test_a_job_runs_on_one_worker_though_its_first_one_had_finished():
+    state = State({"a": Job(), "b": Job(("a",))})
+    state.handle(WorkerJoined("w1"))
+    state.handle(WorkerJoined("w2"))
+    assert state.handle(WorkerLost("w1")) == [Run("w2", "a")]
+    state.handle(WorkerJoined("w3"))
+    assert state.handle(TaskDone("w1", "a")) == [Run("w3", "b")]
+    assert state.handle(InputDamaged("w3", "b", "a")) == []
+    assert (state.running, state.waiting) == ({"w2": "a"}, 1)
+    assert state.handle(TaskDone("w2", "a")) == [Run("w3", "b")]
+
+
+def test_a_job_can_fail_while_a_second_worker_makes_it():
+    state = State({"a": Job(), "b": Job(("a",))}, done=["a"], max_attempts=2)
+    state.handle(WorkerJoined("w1"))
+    state.handle(InputDamaged("w1", "b", "a"))
+    state.handle(TaskDone("w1", "a"))
+    assert state.handle(InputDamaged("w1", "b", "a")) == [Run("w1", "a")]
+    state.handle(WorkerJoined("w2"))
+    assert state.handle(WorkerLost("w1")) == [Run("w2", "a")]
+    state.handle(TaskDone("w1", "a"))
+    assert state.handle(WorkerJoined("w3")) == [Run("w3", "b")]
+    assert state.handle(InputDamaged("w3", "b", "a")) == []
+    assert (set(state.failed), state.blocked, state.waiting) == ({"a"}, {"b": "a"}, 0)
+    assert not state.finished
+    assert state.handle(TaskDone("w2", "a")) == []
+    assert (state.done, state.finished) == (set(), True)
+
+
+def test_a_worker_that_comes_back_holds_nothing():
+    state = State({"first": Job(), "a": Job(), "use a": Job(("a",))})
+    assert state.handle(WorkerJoined("w")) == [Run("w", "a")]
+    assert state.handle(TaskDone("w", "a")) == [Run("w", "use a")]
+    assert state.handle(WorkerLost("w")) == []
+    assert state.handle(WorkerJoined("w")) == [Run("w", "first")]
+
+
+@pytest.mark.parametrize(("num_since", "chosen"), [(30, "use old"), (31, "first")])
+def test_a_worker_is_thought_to_hold_the_last_32_keys(num_since, chosen):
+    jobs = {"first": Job(), "use old": Job(("old",)), "old": Job((), 20)}
+    jobs |= {f"before{i}": Job((), 10) for i in range(20)} | {"again": Job(("old",), 5)}
+    jobs |= {f"since{i}": Job((), 3) for i in range(num_since)}
+    state = State(jobs)
+    runs = state.handle(WorkerJoined("w"))
+    for run in runs:  # grows
+        runs += state.handle(TaskDone("w", run.key))
+    keys = [run.key for run in runs]
+    assert keys.index("before19") < keys.index("again") < keys.index("since0")
+    assert keys[-2] == chosen
 
 
 def test_a_worker_that_was_given_up_cannot_vouch_for_what_was_damaged_since():

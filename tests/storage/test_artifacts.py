@@ -4,16 +4,13 @@ import errno
 import hashlib
 import json
 import pickle
+import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from storage.artifacts import (
     Artifact,
@@ -27,21 +24,6 @@ from storage.artifacts import (
 
 KEY = hashlib.sha256(b"a task").hexdigest()
 FILES = ("task.json", "weights.safetensors", "answers.parquet", "metrics.json")
-DTYPES = ("float64", "float32", "int64", "int32", "uint8", "bool")
-COLUMNS = st.one_of(
-    *[
-        hnp.arrays(dtype, st.shared(st.integers(0, 9), key="rows"))
-        for dtype in ("float64", "float32", "int64", "uint16", "bool")
-    ],
-    st.shared(st.integers(0, 9), key="rows").flatmap(
-        lambda n: hnp.arrays("float64", (n, 3)) | hnp.arrays("float32", (n, 1))
-    ),
-    st.shared(st.integers(0, 9), key="rows").flatmap(
-        lambda n: st.lists(st.text(), min_size=n, max_size=n).map(
-            lambda texts: np.array(texts, dtype=object)
-        )
-    ),
-)
 
 
 def fill(draft: Draft) -> None:
@@ -65,22 +47,18 @@ def artifacts(tmp_path):
     return Artifacts(tmp_path / "store" / "artifacts")
 
 
-@pytest.fixture
-def filled(artifacts):
+@pytest.fixture(scope="module")
+def put_once(tmp_path_factory):
+    artifacts = Artifacts(tmp_path_factory.mktemp("once") / "artifacts")
     artifacts.put(KEY, '{"seed":1}', fill)
     return artifacts
 
 
-def without_nan(value):
-    if isinstance(value, dict):
-        return {name: without_nan(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return None if value != value else value
-
-
-def same_bits(a, b):
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+@pytest.fixture
+def filled(artifacts, put_once):
+    """A copy: putting waits for the disk some ten times."""
+    shutil.copytree(put_once.root, artifacts.root)
+    return artifacts
 
 
 def test_what_was_put_comes_back_whole(filled):
@@ -93,60 +71,12 @@ def test_what_was_put_comes_back_whole(filled):
     folder = folder_of(filled)
     assert artifact.nbytes == sum((folder / name).stat().st_size for name in artifact.files)
     assert artifact.facts("metrics") == {"loss": None, "epochs": 3}
-    assert artifact.table("answers")["name"].tolist() == ["a", "b", "", "é"]
-    assert artifact.arrays("weights")["b"].shape == ()
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.dictionaries(
-        st.text(min_size=1).filter(lambda name: name != "__metadata__"),
-        st.sampled_from(DTYPES).flatmap(
-            lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0))
-        ),
-        max_size=4,
-    ),
-    st.booleans(),
-)
-def test_arrays_keep_every_bit_in_any_memory_order(arrays, transposed):
-    arrays = {k: v.T if transposed else v for k, v in arrays.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        store = Artifacts(Path(folder))
-        store.put(KEY, "{}", lambda draft: draft.arrays("w", arrays))
-        back = store.open(KEY).arrays("w")
-        assert back.keys() == arrays.keys()
-        for name, array in arrays.items():
-            assert same_bits(back[name], np.array(array, order="C"))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.dictionaries(st.text("abc", min_size=1), COLUMNS, min_size=1, max_size=5))
-def test_tables_keep_every_bit(columns):
-    with tempfile.TemporaryDirectory() as folder:
-        store = Artifacts(Path(folder))
-        store.put(KEY, "{}", lambda draft: draft.table("t", columns))
-        back = store.open(KEY).table("t")
-        assert list(back) == list(columns)
-        for name, column in columns.items():
-            if column.dtype == object:
-                assert back[name].tolist() == column.tolist()
-            else:
-                assert same_bits(back[name], column)
-
-
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_infinity=False),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-        max_leaves=8,
-    )
-)
-@settings(max_examples=40, deadline=None)
-def test_facts_come_back_with_nan_as_none(value):
-    with tempfile.TemporaryDirectory() as folder:
-        store = Artifacts(Path(folder))
-        store.put(KEY, "{}", lambda draft: draft.facts("f", {"value": value}))
-        assert store.open(KEY).facts("f") == {"value": without_nan(value)}
+    answers = artifact.table("answers")
+    assert answers["name"].tolist() == ["a", "b", "", "é"]
+    assert answers["p"].tolist() == [[1 / 3] * 3] * 4
+    weights = artifact.arrays("weights")
+    assert weights["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert weights["b"].shape == ()
 
 
 def test_facts_are_one_canonical_text(artifacts):
@@ -266,40 +196,6 @@ def test_task_json_and_names_already_used_are_refused(artifacts):
 
     with pytest.raises(ValueError, match=r"a\.json is already part"):
         artifacts.put(KEY, "{}", twice)
-
-
-@pytest.mark.parametrize(
-    ("columns", "error", "match"),
-    [
-        ({"a": [1, 2], "b": [1]}, ValueError, "one length"),
-        ({}, ValueError, "one length"),
-        ({"a": np.zeros((2, 2, 2))}, ValueError, "shape"),
-        ({"a": np.zeros((2, 0))}, ValueError, "shape"),
-        ({"a": [1.0, None]}, ValueError, "1 missing"),
-        ({"a": [1, "x"]}, (TypeError, ValueError), "x"),
-        ({"a": np.array([1j])}, TypeError, "complex128"),
-        ({"a": np.array(["2020-01-01"], "M8[D]")}, TypeError, "datetime64"),
-        ({"a": [[1], [2]]}, TypeError, "list"),
-    ],
-)
-def test_a_table_that_would_lose_something_is_refused(artifacts, columns, error, match):
-    with pytest.raises(error, match=match):
-        artifacts.put(KEY, "{}", lambda draft: draft.table("t", columns))
-    assert artifacts.state(KEY) == "absent"
-
-
-@pytest.mark.parametrize(
-    ("facts", "error"),
-    [({"a": float("inf")}, ValueError), ({"a": object()}, TypeError), ({1: 2}, TypeError)],
-)
-def test_facts_json_cannot_hold_are_refused(artifacts, facts, error):
-    with pytest.raises(error, match="f"):
-        artifacts.put(KEY, "{}", lambda draft: draft.facts("f", facts))
-
-
-def test_arrays_of_other_types_are_refused(artifacts):
-    with pytest.raises(TypeError, match="float16"):
-        artifacts.put(KEY, "{}", lambda draft: draft.arrays("w", {"h": np.zeros(2, "float16")}))
 
 
 def test_missing_things_are_told_apart_from_damage(filled):
@@ -487,6 +383,6 @@ def test_a_store_on_another_disk_than_its_folder_can_set_aside(tiny_disk):
     assert artifacts.state(KEY) == "absent"
 
 
-def test_a_store_can_be_shared_by_its_group(filled):
-    folder = folder_of(filled)
+def test_a_store_can_be_shared_by_its_group(put_once):
+    folder = folder_of(put_once)
     assert folder.stat().st_mode == folder.parent.stat().st_mode

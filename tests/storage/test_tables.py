@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import math
+import shutil
 import subprocess
 import tempfile
 from datetime import UTC, datetime, timedelta, timezone
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from storage._schemas import to_arrow
 from storage.artifacts import StoreUnwritable
 from storage.tables import MEASURED, SCHEMAS, Tables, equal
 
@@ -51,13 +53,21 @@ def tables(tmp_path):
     return Tables(tmp_path / "tables")
 
 
-@pytest.fixture
-def filled(tables):
+@pytest.fixture(scope="module")
+def written_once(tmp_path_factory):
+    tables = Tables(tmp_path_factory.mktemp("once"))
     tables.write("results", A, [RESULT])
     tables.write("utility", B, [{"dataset": "synth_hard", "seed": 3, "test_accuracy": 0.75}])
     tables.write("scores", A, SCORES)
     tables.write("results", "f" * 64, [RESULT | {"auc": 1.0}])  # another experiment's
     tables.write_cells("mine", CELLS)
+    return tables
+
+
+@pytest.fixture
+def filled(tables, written_once):
+    """A copy: writing waits for the disk some ten times."""
+    shutil.copytree(written_once.root, tables.root)
     return tables
 
 
@@ -90,7 +100,13 @@ def row_of(table):
     )
 
 
-@settings(max_examples=60, deadline=None)
+def turned(rows):
+    """Rows as columns."""
+    names = {name for row in rows for name in row}
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+@settings(max_examples=40, deadline=None)
 @given(st.data(), st.sampled_from([table for table in SCHEMAS if table != "cells"]))
 def test_rows_come_back_with_every_bit_and_nulls_for_the_rest(data, table):
     rows = data.draw(st.lists(row_of(table), max_size=3))
@@ -101,6 +117,8 @@ def test_rows_come_back_with_every_bit_and_nulls_for_the_rest(data, table):
         back = pq.read_table(part(tables, table, A)).to_pylist()
         assert tables.lacking(table, [A]) == set()
         assert tables.problems == []
+    if any(rows):
+        assert exact(to_arrow(table, turned(rows), owner, A).to_pylist()) == exact(back)
     expected = [dict.fromkeys(SCHEMAS[table].names) | row | {owner: A} for row in rows]
     for row in expected:
         for name in row:
@@ -136,9 +154,10 @@ def exact(value):
         ({"task_key": B}, ValueError, "task_key is"),
     ],
 )
-def test_a_row_the_table_cannot_hold_is_refused_with_its_place(tables, row, error, match):
+@pytest.mark.parametrize("columns", [False, True])
+def test_a_row_the_table_cannot_hold_is_refused_with_its_place(tables, row, error, match, columns):
     with pytest.raises(error, match=match):
-        tables.write("results", A, [row])
+        tables.write("results", A, turned([row]) if columns else [row])
     assert not part(tables, "results", A).exists()
 
 
@@ -157,6 +176,15 @@ def test_numpy_scalars_sets_and_other_time_zones_are_taken(tables):
     assert (back["auc"], back["seed"], back["adaptive"]) == (0.5, 3, True)
     assert back["flags"] == ["a", "b"]
     assert back["created_at"] == NOW
+
+
+def test_arrays_are_written_as_their_rows_are(tables):
+    columns = {name: np.array([row[name] for row in SCORES]) for name in SCORES[0]}
+    tables.write("scores", A, SCORES)
+    rows = part(tables, "scores", A).read_bytes()
+    tables.write("scores", A, columns)
+    assert part(tables, "scores", A).read_bytes() == rows
+    assert tables.lacking("scores", [A]) == set()
 
 
 @pytest.mark.parametrize("key", ["", "../x", "A" * 64, "a" * 63, A + "\n"])

@@ -1,24 +1,25 @@
 """A small real world for tasks: handwritten digits, an overfitted target, a store on disk."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from defenses.base import Defense
+from attacks.base import Attack
+from defenses.base import Defense, Setting
 from storage import datasets
 from storage.artifacts import Artifact
 from tasks import architectures
 from tasks.answers import Answers
 from tasks.base import Data, Rows, Task
 from tasks.fit_defense import FitDefense
-from tasks.run_attack import known_rows
+from tasks.run_attack import RunAttack, known_rows
 from tasks.split import Split
 from tasks.train_target import TrainTarget
 from tasks.worker import Bench, Site, execute
@@ -51,6 +52,13 @@ class Lab:
             self.run(needed)
         execute(task, self.site, "w1")
         return self.bench.open(task)
+
+    def facts(self, task: Task) -> dict[str, Any]:
+        """What a task found out."""
+        return self.run(task).facts("metrics")
+
+    def attack(self, answers: Answers, plugin: Attack, **fields: Any) -> RunAttack:
+        return RunAttack(seed=answers.seed, answers=answers, attack=plugin, **fields)
 
     def defended(self, *chain: Defense, noise: Any = "deterministic") -> Answers:
         """The answers behind output defenses, the innermost first."""
@@ -95,6 +103,32 @@ class _Outline:
         return TrainTarget(
             seed=seed, split=target.split, architecture=target.architecture, rows=Rows(rows)
         )
+
+
+class Diagnosed(Defense):
+    """Changes nothing, and says how much variance it left."""
+
+    VERSION: ClassVar[int] = 1
+
+    ratio: float
+    seen: ClassVar[dict[str, Any]] = {}
+
+    def fit(self, setting: Setting, *, seed: int) -> dict[str, NDArray[Any]]:
+        Diagnosed.seen = {"setting": setting, "seed": seed}
+        return {"nothing": np.zeros(3)}
+
+    def apply(self, confidence: Any, state: Mapping[str, Any], noise: Any) -> NDArray[Any]:
+        return confidence.copy()
+
+    def diagnose(
+        self, setting: Setting, state: Mapping[str, Any], *, seed: int
+    ) -> dict[str, float]:
+        return {"variance_ratio": self.ratio, "kl_mean": 0.25}
+
+
+@pytest.fixture(scope="session")
+def diagnosed() -> type[Diagnosed]:
+    return Diagnosed
 
 
 @pytest.fixture(scope="session")

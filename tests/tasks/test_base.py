@@ -1,9 +1,6 @@
 """Keys say what is computed; streams say where its randomness comes from."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
@@ -11,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
@@ -69,24 +66,8 @@ def keys_and_streams() -> dict[str, Any]:
 
 
 def test_keys_and_streams_are_those_of_every_store_made_so_far() -> None:
+    # Written by another process, whose hash seed was another: nothing here hangs on it.
     assert keys_and_streams() == json.loads(GOLDEN.read_text())
-
-
-def test_another_process_with_other_hash_seeds_computes_the_same_keys() -> None:
-    script = (
-        "import json, importlib.util as u, sys;"
-        "s = u.spec_from_file_location('golden_keys', sys.argv[1]);"
-        "m = u.module_from_spec(s); sys.modules['golden_keys'] = m; s.loader.exec_module(m);"
-        "print(json.dumps(m.keys_and_streams()))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, __file__],
-        env={**os.environ, "PYTHONHASHSEED": "12345"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert json.loads(done.stdout) == keys_and_streams()
 
 
 OTHER: dict[str, Any] = {
@@ -265,6 +246,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(JSON)
 def test_the_canonical_form_loses_nothing(value: Any) -> None:
     text = json.dumps(canonical(value), sort_keys=True)
@@ -304,6 +286,7 @@ def test_a_task_that_says_nothing_says_so(tmp_path: Path) -> None:
         Bare(seed=0).trained(None)  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-(2**62), 2**62), max_size=8), st.lists(st.integers(0, 3), max_size=3))
 def test_rows_are_equal_when_their_content_is(rows: list[int], others: list[int]) -> None:
     one, two = Rows(np.array(rows, np.int64)), Rows(np.array(others, np.int64))
@@ -327,6 +310,7 @@ def test_rows_are_apart_from_the_array_they_came_from() -> None:
 TRIPLE = st.tuples(st.integers(), st.text(max_size=5), st.integers(0, 9))
 
 
+@settings(deadline=None)
 @given(TRIPLE, TRIPLE)
 def test_streams_differ_unless_all_is_equal(
     one: tuple[int, str, int], two: tuple[int, str, int]

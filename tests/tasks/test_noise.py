@@ -5,7 +5,7 @@ import hmac
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
@@ -31,6 +31,7 @@ def test_policies_are_the_three_of_the_method() -> None:
     assert POLICIES == ("fresh", "per_input", "deterministic")
 
 
+@settings(deadline=None)
 @given(st.permutations(range(7)), st.integers(1, 6), st.booleans())
 def test_a_row_draws_the_same_in_any_batch_and_order(
     order: list[int], cut: int, is_fresh: bool

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -105,6 +105,7 @@ def test_what_is_stored_is_not_computed_again(deploy: Any, policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=40, deadline=None)
 @given(order=st.permutations(range(2 * NUM)), num=st.integers(0, 2 * NUM))
 def test_a_mixed_batch_keeps_its_order(
     deploy: Any, policy: str, order: list[int], num: int
@@ -200,6 +201,7 @@ def test_label_access_lets_only_labels_out(deploy: Any, policy: str) -> None:
         assert answer.ndim == 1
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, NUM)), max_size=6))
 def test_every_row_asked_counts_once(deploy: Any, asked: list[tuple[bool, int]]) -> None:
     query = deploy("fresh").query()

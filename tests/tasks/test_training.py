@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -186,6 +186,7 @@ LOGITS = hnp.arrays(
 )
 
 
+@settings(deadline=None)
 @given(LOGITS)
 def test_softmax_rows_sum_to_one_and_keep_the_order(z: NDArray[np.float32]) -> None:
     before = z.copy()
