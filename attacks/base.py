@@ -191,6 +191,8 @@ class Attack(BaseModel):
         ACCESS: "score" if the service tells confidences, "label" if it tells only labels.
         THRESHOLD: None if the decision threshold is calibrated on `known.cal` by the caller;
             a number if `score` has a threshold of its own (score > THRESHOLD says "member").
+        NATURAL_THRESHOLD: where a learned score is itself undecided (0 for log-odds), or None. It
+            is used unless the calibration records clearly favour another.
         CONTAINS_GAP: whether it sees both y and the released label, so that falling below the gap
             attack shows that it was under-trained (its cell is flagged `invalid`).
         PRESETS: field values by preset name ("paper", "sound", "cpu"); fields left out keep
@@ -203,6 +205,7 @@ class Attack(BaseModel):
     THREAT_MODEL: ClassVar[str]
     ACCESS: ClassVar[Literal["score", "label"]] = "score"
     THRESHOLD: ClassVar[float | None] = None
+    NATURAL_THRESHOLD: ClassVar[float | None] = None
     CONTAINS_GAP: ClassVar[bool] = False
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 

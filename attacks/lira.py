@@ -100,8 +100,8 @@ class Lira(Attack):
             )
         if known.shadows.num_shadows != self.num_shadows:
             raise ValueError(
-                f"lira got {known.shadows.num_shadows} shadow models in known.shadows; it asked for "
-                f"num_shadows = {self.num_shadows}"
+                f"lira got {known.shadows.num_shadows} shadow models in known.shadows; it asked "
+                f"for num_shadows = {self.num_shadows}"
             )
         pool_variance = self.global_variance
         if pool_variance is None:

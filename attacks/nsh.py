@@ -41,6 +41,7 @@ class Nsh(Attack):
 
     VERSION: ClassVar[int] = 1
     THREAT_MODEL: ClassVar[str] = "BB-score"
+    NATURAL_THRESHOLD: ClassVar[float | None] = 0.0
     CONTAINS_GAP: ClassVar[bool] = True
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"true_confidence": False},

@@ -32,6 +32,8 @@ _PROBE = (
 # Ray's agents outlive a driver that was killed by a minute. This process sees the driver's end of
 # its pipe close and ends what carries the mark in its environment: only what this driver started.
 _MARK = "SFUMATO_LOCAL_RAY"
+# Else the agents' process titles are written over their environment, and over the mark.
+_KEEP_ENVIRONMENT = {"SPT_NOENV": "1"}
 _REAPER = """
 import glob, os, signal, sys, time
 sys.stdin.read()
@@ -67,8 +69,9 @@ def start_local(num_cpus: int | None, num_gpus: int | None) -> subprocess.Popen[
     command = [sys.executable, "-I", "-S", "-c", _REAPER, f"{_MARK}={mark}"]
     # In a session of its own, Ctrl-C in the terminal does not reach it.
     reaper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    before = {name: os.environ.get(name) for name in (_MARK, *ONE_THREAD)}
-    os.environ.update(ONE_THREAD, **{_MARK: mark})
+    changes = {**ONE_THREAD, **_KEEP_ENVIRONMENT, _MARK: mark}
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
     try:
         with _loopback_only():
             _init("local", num_cpus=num_cpus, num_gpus=num_gpus, include_dashboard=False)

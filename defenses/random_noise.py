@@ -13,7 +13,7 @@ from defenses.base import Defense, Noise, Setting
 __all__ = ["RandomNoise"]
 
 _LARGEST_SIGMA = 16.0  # beyond 3 clipped and renormalised noise is all there is, whatever sigma
-_BISECTIONS = 24
+_BISECTIONS = 16
 _CALIBRATION_ROWS, _CALIBRATION_DRAWS = 20_000, 1_000_000
 
 
@@ -121,7 +121,8 @@ def _calibrated(c_NC: NDArray[np.float64], l1: float, seed: int) -> float:
     def distortion(sigma: float) -> float:
         return float(np.abs(_noisy(c_NC, sigma * xi_NC) - c_NC).sum(axis=1).mean())
 
-    low, high = 0.0, l1 / (8 * c_NC.shape[1])
+    low: float = 0.0
+    high: float = l1 / (8 * c_NC.shape[1])
     reached = {high: distortion(high)}
     # With few classes it falls again at large sigma, so the smallest that is enough is sought.
     while reached[high] < l1:

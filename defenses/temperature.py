@@ -32,7 +32,7 @@ class Temperature(Defense):
 
     temperature: float | None = Field(
         None,
-        gt=0,
+        ge=_COLDEST,
         description="flattens (>1) or sharpens (<1); None: calibrated, the least cross-entropy "
         "of the true labels on the validation part of the reference",
     )
@@ -81,8 +81,6 @@ def _log_tempered(c_NC: NDArray[np.float64], temperature: float) -> NDArray[np.f
     # Log confidences are logits up to a constant, as long as nothing above float64's own limit is
     # cut: at temperature 20 a score of 1e-30 is worth 8 times less than one of 1e-12.
     z_NC = np.log(c_NC.clip(min=np.finfo(np.float64).tiny))
-    # The largest logit to 0 first, or a temperature near 0 overflows.
-    z_NC -= z_NC.max(axis=1, keepdims=True)
     tempered_NC: NDArray[np.float64] = log_softmax(z_NC / temperature, axis=1)
     return tempered_NC
 

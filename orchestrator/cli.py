@@ -133,7 +133,7 @@ def run(
         )
         outcome = run_experiment(experiment, options, for_console(console))
         print_results(console, experiment, Store(root))
-        _print_end(console, name, store, outcome)
+        _print_end(console, name, store, tracking_uri, outcome)
         if outcome.stopped or outcome.failed:
             raise typer.Exit(FAILED)
 
@@ -276,11 +276,15 @@ def _load(name: str, overrides: list[str] | None, data_dir: Path | None) -> "Exp
     return load_experiment(name, overrides or (), data_dir)
 
 
-def _print_end(console: "Console", name: str, store: Path, outcome: Any) -> None:
+def _print_end(
+    console: "Console", name: str, store: Path, tracking_uri: str | None, outcome: Any
+) -> None:
     from rich.text import Text
 
     from orchestrator.progress import spell_seconds
+    from storage.tracking import default_uri, masked
 
+    mlflow = masked(tracking_uri or default_uri(store))
     console.print()
     if outcome.ran:
         console.print(
@@ -303,15 +307,15 @@ def _print_end(console: "Console", name: str, store: Path, outcome: Any) -> None
             _say(f"  {task.kind} {task.name}, {task.dataset} seed {task.seed}: {reason}")
         _say("the same command tries them again")
     at = "" if store == DEFAULT_STORE else f" --store {store}"
-    console.print(f"results: {store}/tables (Parquet), {store}/mlflow.db (MLflow)")
+    console.print(f"results: {store}/tables (Parquet), {mlflow} (MLflow)", soft_wrap=True)
     hints = {
         "sfumato list defenses": "what else can stand in an experiment",
         f"sfumato run {name}{at} --set 'seeds=[0,1,2,3,4]'": "more seeds; only what is new runs",
-        f"mlflow ui --backend-store-uri sqlite:///{store}/mlflow.db": "browse the history",
+        f"mlflow ui --backend-store-uri {mlflow}": "browse the history",
     }
     for i, (command, what) in enumerate(hints.items()):
         line = Text("next:    " if i == 0 else " " * 9)
-        console.print(line.append(command, style="bold").append(f"  {what}"))
+        console.print(line.append(command, style="bold").append(f"  {what}"), soft_wrap=True)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from orchestrator.plan import Plan
 from orchestrator.resume import Store
 from storage.mirror import Ledger, Mirror
-from storage.tracking import Tracker, default_uri
+from storage.tracking import Identity, Tracker, default_uri
 
 __all__ = ["History"]
 
@@ -19,6 +19,7 @@ class History:
         self._uri = uri or default_uri(store.root)
         self._ledger = Ledger(store.experiment(plan.experiment.name) / "tracked.jsonl")
         self._mirror: Mirror | None = None
+        self._handed: set[Identity] = set()
         # One task may fill several cells: the same defense under two labels.
         self._labels: dict[str, list[tuple[str, str]]] = {}
         for cell in plan.cells:
@@ -32,6 +33,7 @@ class History:
             for label, preset in self._labels.get(str(row["task_key"]), ())
         ]
         if labelled:
+            self._handed.update((row["task_key"], row["label"]) for row in labelled)
             self._sender().put(labelled)
 
     def close(self) -> list[str]:
@@ -40,9 +42,9 @@ class History:
         rows: list[dict[str, Any]] = [
             {str(name): value for name, value in row.items()} for row in frame.to_dict("records")
         ]
-        sent = self._mirror.sent if self._mirror is not None else set()
-        fresh = [row for row in rows if (row["task_key"], row["label"]) not in sent]
-        waiting = self._ledger.waiting(self._uri, fresh)
+        # What was handed over the mirror keeps, and tries again, until it is closed.
+        others = [row for row in rows if (row["task_key"], row["label"]) not in self._handed]
+        waiting = self._ledger.waiting(self._uri, others)
         if waiting:
             self._sender().put(waiting)
         if self._mirror is None:

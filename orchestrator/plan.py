@@ -1,7 +1,7 @@
 """An experiment as tasks, deduplicated by key."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +31,7 @@ from tasks.measure_utility import MeasureUtility
 from tasks.noise import NoisePolicy
 from tasks.run_attack import RunAttack, known_rows
 from tasks.split import Split
+from tasks.train_shadows import BLOCK, Shadow, TrainShadows, shadow_pool
 from tasks.train_target import TrainTarget
 
 __all__ = ["Cell", "Plan", "make_plan"]
@@ -198,6 +199,23 @@ def _cells(
             yield Cell(kind="attack", attack=name, task=task, **about)
 
 
+def _shadow(case: _Case, stages: Sequence[_Stage], judge: splits.Judge, number: int) -> Answers:
+    """The answers of one shadow model, defended as the stages say."""
+    shaping = [stage.plugin for stage in stages if isinstance(stage.plugin, TrainingDefense)]
+    block = TrainShadows(
+        seed=case.seed,
+        split=case.split,
+        architecture=case.architecture,
+        judge=judge,
+        block=number // BLOCK,
+        defense=shaping[0] if shaping else None,
+    )
+    shadow = Shadow(seed=stream(case.seed, "shadow", number), block=block, index=number % BLOCK)
+    pool = shadow_pool(case.divided, judge, case.seed)
+    outline = DefenderOutline(case, shadow.seed, pool, pool, None)
+    return _defended(Answers(seed=shadow.seed, source=shadow), stages, outline)
+
+
 def _deploy(
     case: _Case,
     stages: Sequence[_Stage],
@@ -224,17 +242,20 @@ def _deploy(
         reference=reference,
         trainings=outline.trainings(trained),
     )
-    answers = Answers(seed=seed, source=target)
+    return _defended(Answers(seed=seed, source=target), stages, outline)
+
+
+def _defended(answers: Answers, stages: Sequence[_Stage], outline: "DefenderOutline") -> Answers:
+    """The answers behind the output defenses of a chain."""
     for stage in stages:
         if isinstance(stage.plugin, OutputDefense):
-            outline = DefenderOutline(case, seed, member_rows, reference_rows, reference, answers)
             fitted = FitDefense(
-                seed=seed,
+                seed=answers.seed,
                 answers=answers,
                 defense=stage.plugin,
-                trainings=outline.trainings(stage.plugin),
+                trainings=replace(outline, answers=answers).trainings(stage.plugin),
             )
-            answers = Answers(seed=seed, source=fitted, noise=stage.noise)
+            answers = Answers(seed=answers.seed, source=fitted, noise=stage.noise)
     return answers
 
 
@@ -351,3 +372,14 @@ class AttackerOutline:
             rows=Rows(rows),
             reference=reference,
         )
+
+    def shadows(self, num_shadows: int, *, defended: bool = False) -> tuple[Task, ...]:
+        """The answers of shadow models in the half-split design, by number.
+
+        Raises:
+            ValueError: if the number is not even and positive.
+        """
+        if num_shadows < 2 or num_shadows % 2:
+            raise ValueError(f"shadows come in pairs of complementary halves, not {num_shadows}")
+        stages = self.stages if defended else ()
+        return tuple(_shadow(self.case, stages, self.judge, i) for i in range(num_shadows))

@@ -4,12 +4,14 @@ base.py             a task, its key, the streams of randomness
 plugins.py          find attacks and defenses by file name
 architectures.py    the classifiers, and how each is trained
 training.py         train a model, ask a model
+stacked.py          train many models of one architecture together
 noise.py            random numbers keyed by noise policy and input
 service.py          a deployed classifier with its defenses, as it answers and is asked
 worker.py           what a worker does with a task
 split.py            task: the leak-free partition of a dataset
 train_target.py     task: a trained classifier
 setting.py          what a defense may use while it is made
+train_shadows.py    tasks: shadow models in the half-split design
 fit_defense.py      task: a fitted output defense
 answers.py          task: what the service answers for every record
 run_attack.py       task: scores and result row of one attack

@@ -14,6 +14,7 @@ from tasks.fit_defense import FitDefense
 from tasks.noise import NoisePolicy
 from tasks.plugins import plugin_name
 from tasks.service import Service, Stored, TrainedView, digests
+from tasks.train_shadows import Shadow
 from tasks.train_target import TrainTarget
 from tasks.worker import Bench
 
@@ -32,7 +33,7 @@ class Answers(Task):
     VERSION: ClassVar[int] = 1
     SECONDS: ClassVar[float] = 0.5
 
-    source: TrainTarget | FitDefense
+    source: TrainTarget | Shadow | FitDefense
     noise: NoisePolicy = "deterministic"
 
     @property
@@ -46,21 +47,21 @@ class Answers(Task):
         return self.source.name
 
     @property
-    def target(self) -> TrainTarget:
+    def target(self) -> TrainTarget | Shadow:
         """The classifier at the root of the chain."""
-        return self.source if isinstance(self.source, TrainTarget) else self.source.target
+        return self.source.target if isinstance(self.source, FitDefense) else self.source
 
     @property
     def stages(self) -> "tuple[Answers, ...]":
         """The answers after each output defense, innermost first; empty without any."""
-        if isinstance(self.source, TrainTarget):
+        if not isinstance(self.source, FitDefense):
             return ()
         return (*self.source.answers.stages, self)
 
     @property
     def undefended(self) -> "Answers":
         """The answers of the classifier itself."""
-        return self if isinstance(self.source, TrainTarget) else self.source.answers.undefended
+        return self.source.answers.undefended if isinstance(self.source, FitDefense) else self
 
     @property
     def defenses(self) -> tuple[Defense, ...]:
@@ -132,13 +133,7 @@ class Answers(Task):
         """The deployed service; what this artifact holds is not computed again."""
 
         def stored() -> Stored:
-            record, confidence = self.confidence(bench)
-            data = self.target.split.data
-            content = bench.keep(
-                ("digests", self.target.split.key),
-                lambda: digests(bench.dataset(data).x(record)),
-            )
-            return Stored(confidence, {digest: i for i, digest in enumerate(content)})
+            return Stored(self.confidence(bench)[1], positions(self, bench))
 
         def make() -> Service:
             return Service(self.source.stage(bench, self.noise), stored)
@@ -155,3 +150,14 @@ def _check(confidence: NDArray[Any], name: str) -> None:
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         raise ValueError(f"'{name}' answered row {row} with {confidence[row]}, not finite numbers")
+
+
+def positions(answers: Answers, bench: Bench) -> dict[bytes, int]:
+    """Where in its answers each record of a split stands, by content; one for all its services."""
+
+    def make() -> dict[bytes, int]:
+        record, _ = answers.confidence(bench)
+        x = bench.dataset(answers.target.split.data).x(record)
+        return {digest: i for i, digest in enumerate(digests(x))}
+
+    return bench.keep(("positions", answers.target.split.key), make)

@@ -18,6 +18,7 @@ from tasks.worker import Bench
 
 if TYPE_CHECKING:
     from tasks.answers import Answers
+    from tasks.train_shadows import Shadow
     from tasks.train_target import TrainTarget
 
 __all__ = ["FitDefense"]
@@ -51,7 +52,7 @@ class FitDefense(Task):
         return plugin_name(self.defense)
 
     @property
-    def target(self) -> "TrainTarget":
+    def target(self) -> "TrainTarget | Shadow":
         """The classifier at the root of the chain."""
         return self.answers.target
 

@@ -88,7 +88,10 @@ def _best_cut(score_N: Floats, member_N: Bools) -> tuple[float, float]:
 
 
 def calibrate(
-    score_cal: ArrayLike, is_member_cal: ArrayLike, threshold: float | None = None
+    score_cal: ArrayLike,
+    is_member_cal: ArrayLike,
+    threshold: float | None = None,
+    natural: float | None = None,
 ) -> Calibration:
     """Fix sign and threshold on the calibration records, before any judged record is looked at.
 
@@ -96,6 +99,10 @@ def calibrate(
     cuts the one in the widest gap between neighbouring scores wins, then the lowest; -1 must be
     strictly better than +1. If no cut beats chance (all scores equal), nobody is called a member:
     threshold inf, accuracy exactly 1/2. `threshold_raw` is the best cut with sign +1.
+
+    A score may have a natural threshold, as a learned attack's log-odds have 0. It is kept unless
+    the calibrated cut beats it by more than one standard error: the best of hundreds of cuts on a
+    few hundred records is partly luck.
 
     A threshold the attack chose itself comes with a direction. It is kept unless the calibration
     records speak against it by more than one binomial standard error: near chance a flip would be
@@ -106,6 +113,7 @@ def calibrate(
         score_cal: [N] finite scores.
         is_member_cal: [N] bool, both kinds present.
         threshold: None, or the attack's own: `score > threshold` says "member".
+        natural: where the score itself is undecided, or None; not used with `threshold`.
 
     Raises:
         ValueError: for bad shapes, non-finite scores, an empty group or a NaN threshold.
@@ -117,18 +125,29 @@ def calibrate(
     if threshold is None:
         raw, gain = _best_cut(score_N, member_N)
         flipped, flipped_gain = _best_cut(-score_N, member_N)
+        if natural is not None:
+            advantage, error = _advantage(score_N > natural, member_N)
+            best = max(_advantage(score_N > raw, member_N)[0], 0.0)
+            best = max(_advantage(-score_N > flipped, member_N)[0], best)
+            if best - advantage <= error:
+                return Calibration(float(natural), 1, float(natural))
         if flipped_gain > gain:
             return Calibration(flipped, -1, raw)
         return Calibration(raw, 1, raw)
     if np.isnan(threshold):
         raise ValueError("threshold is NaN; give a number, or None to have one calibrated")
-    called_N = score_N > threshold
-    tpr, fpr = called_N[member_N].mean(), called_N[~member_N].mean()
-    variance = tpr * (1 - tpr) / member_N.sum() + fpr * (1 - fpr) / (~member_N).sum()
-    if fpr - tpr > np.sqrt(variance):
+    advantage, error = _advantage(score_N > threshold, member_N)
+    if -advantage > error:
         # `-score > -next(threshold)` is `score <= threshold`, also for scores equal to it.
         return Calibration(-float(np.nextafter(threshold, np.inf)), -1, float(threshold))
     return Calibration(float(threshold), 1, float(threshold))
+
+
+def _advantage(called_N: Bools, member_N: Bools) -> tuple[float, float]:
+    """TPR - FPR of a decision, and its binomial standard error."""
+    tpr, fpr = called_N[member_N].mean(), called_N[~member_N].mean()
+    variance = tpr * (1 - tpr) / member_N.sum() + fpr * (1 - fpr) / (~member_N).sum()
+    return float(tpr - fpr), float(np.sqrt(variance))
 
 
 def decisions(score: ArrayLike, calibration: Calibration) -> Bools:

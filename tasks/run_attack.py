@@ -3,7 +3,7 @@
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,12 @@ from storage import invariants, splits
 from storage.artifacts import Artifact, Draft
 from storage.datasets import Dataset
 from tasks import metrics
-from tasks.answers import Answers
+from tasks.answers import Answers, positions
 from tasks.base import Task, measured, random_generator, stream
 from tasks.plugins import plugin_name
-from tasks.service import Query
+from tasks.service import Query, digests
 from tasks.split import rows_seen
+from tasks.train_shadows import Shadow
 from tasks.worker import Bench
 
 __all__ = ["RunAttack", "known_rows"]
@@ -38,6 +39,19 @@ class Knowledge:
     rows: NDArray[np.int64]
     dataset: Dataset = field(repr=False)
     device: str
+    shadow_answers: "tuple[Answers, ...]"
+    bench: Bench = field(repr=False)
+
+    @property
+    def shadows(self) -> "ShadowModels":
+        """The shadow models the attack asked for.
+
+        Raises:
+            TypeError: if it asked for none.
+        """
+        if not self.shadow_answers:
+            raise TypeError("this attack's trainings() asked for no shadows")
+        return ShadowModels(self.shadow_answers, self.bench)
 
     def x_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Records and labels of rows the attacker holds.
@@ -105,7 +119,9 @@ class RunAttack(Task):
             cal=Known(dataset.x(cal_rows), dataset.y[cal_rows], cal_member),
             query=Query(fitted_on.service(bench), self.attack.ACCESS),
             num_classes=dataset.num_classes,
-            trained=tuple(task.trained(bench) for task in self.trainings),
+            trained=tuple(t.trained(bench) for t in self.trainings if not is_shadow(t)),
+            shadow_answers=tuple(t for t in self.trainings if is_shadow(t)),
+            bench=bench,
             rows=known_rows(split, self.judge),
             dataset=dataset,
             device=bench.device,
@@ -120,7 +136,9 @@ class RunAttack(Task):
         score = self._checked(shuffled, len(both))[np.argsort(order)]
         cal_score, judged_score = score[: len(cal_rows)], score[len(cal_rows) :]
 
-        calibration = metrics.calibrate(cal_score, cal_member, self.attack.THRESHOLD)
+        calibration = metrics.calibrate(
+            cal_score, cal_member, self.attack.THRESHOLD, self.attack.NATURAL_THRESHOLD
+        )
         figures: dict[str, Any] = dict(
             metrics.attack_metrics(judged_score, judged_member, calibration)
         )
@@ -239,6 +257,42 @@ class RunAttack(Task):
             "task_key": self.key,
         }
         return {"results": [result], "scores": artifact.table("scores")}
+
+
+class ShadowModels:
+    """`attacks.base.Shadows`: the answers of shadow models, and what each record was to them."""
+
+    def __init__(self, answers: tuple[Answers, ...], bench: Bench) -> None:
+        self._answers, self._bench = answers, bench
+
+    @property
+    def num_shadows(self) -> int:
+        """S."""
+        return len(self._answers)
+
+    def __call__(self, x: NDArray[Any]) -> NDArray[np.float64]:
+        """Confidences [S, N, C] of any x [N, ...]."""
+        known = digests(x)
+        return np.stack([a.service(self._bench).answer(x, known=known) for a in self._answers])
+
+    def role(self, x: NDArray[Any]) -> NDArray[np.int8]:
+        """Int8 [S, N]: 1 in, 0 out, -1 reference of the shadow's defense."""
+        first = self._answers[0]
+        record, _ = first.confidence(self._bench)
+        found = positions(first, self._bench)
+        rows = np.array([record[found[d]] if d in found else -1 for d in digests(x)])
+        roles = np.zeros((len(self._answers), len(x)), dtype=np.int8)
+        for role, answers in zip(roles, self._answers, strict=True):
+            role[np.isin(rows, answers.target.member_rows(self._bench))] = 1
+            if answers.stages:
+                reference = np.concatenate(answers.target.reference_rows(self._bench))
+                role[np.isin(rows, reference)] = -1
+        return roles
+
+
+def is_shadow(task: Task) -> TypeGuard[Answers]:
+    """Whether a training is a shadow model's answers rather than a model of the attack's own."""
+    return isinstance(task, Answers) and isinstance(task.target, Shadow)
 
 
 def finite(value: float) -> float | None:

@@ -117,6 +117,8 @@ class _Layer:
     grad_bias_AO: Tensor
     grad_output_AWO: Tensor
     activation: str | None
+    flat: list[Tensor]
+    rows: list[list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -164,9 +166,14 @@ class _Stack:
         def flat() -> Tensor:
             return torch.zeros(len(modules), end, device=self.device)
 
-        self.weights, self.grads = flat(), flat()
+        self.weights = flat()
+        bounds = [start for start, _ in self.offsets] + [end]
+        self.parts = [slice(*pair) for pair in zip(bounds, bounds[1:], strict=False)]
+        self.grads = torch.zeros(
+            len(modules) * max(p.stop - p.start for p in self.parts), device=self.device
+        )
         self.moments = [flat(), flat()] if architecture.optimizer == "adam" else [flat()]
-        self.num_steps = [torch.zeros((), device=self.device) for _ in modules]
+        self.num_steps = torch.zeros(len(modules), device=self.device)
         # Another memory layout than nn.Linear's [O, I]: its gradient is the faster product.
         for i, module in enumerate(modules):
             state = module.state_dict()
@@ -216,18 +223,16 @@ class _Stack:
         self.epoch_rows.copy_(torch.from_numpy(rows_E))
         self.epoch_labels.copy_(torch.from_numpy(self.y_N[rows_E]))
         for step in self.steps:
-            self._gradients(step)
-            self._update(step.num_models, rate)
+            self.num_steps[: step.num_models].add_(1)
+            self._gradients(step, rate)
         log_p_E = self.epoch_log_p.cpu().numpy()[self.valid].astype(np.float64)
         return [float(sums) for sums in -np.bincount(self.owner, log_p_E) / self.counts]
 
-    def _gradients(self, step: _Step) -> None:
+    def _gradients(self, step: _Step, rate: float) -> None:
         """Gradients of the mean cross-entropy of each model's batch, written out."""
         torch.index_select(self.x_ND, 0, step.rows_M, out=step.x_MD)
         for layer in step.layers:
-            torch.baddbmm(
-                layer.bias_A1O, layer.input_AWI, layer.weight_AIO, out=layer.output_AWO
-            )
+            torch.baddbmm(layer.bias_A1O, layer.input_AWI, layer.weight_AIO, out=layer.output_AWO)
             if layer.activation == "relu":
                 layer.output_AWO.relu_()
             elif layer.activation == "tanh" and layer.output is not None:
@@ -250,27 +255,28 @@ class _Stack:
                 torch.ops.aten.tanh_backward.grad_input(
                     grad_AWO, layer.output_AWO, grad_input=grad_AWO
                 )
-            torch.bmm(layer.input_AWI.mT, grad_AWO, out=layer.grad_weight_AIO)
-            torch.sum(grad_AWO, 1, out=layer.grad_bias_AO)
             if i > 0:
                 below = step.layers[i - 1]
                 torch.bmm(grad_AWO, layer.weight_AIO.mT, out=below.grad_output_AWO)
+            torch.bmm(layer.input_AWI.mT, grad_AWO, out=layer.grad_weight_AIO)
+            torch.sum(grad_AWO, 1, out=layer.grad_bias_AO)
+            # At once, while the gradient is in the core's cache.
+            self._update(layer, step.num_models, rate)
 
-    def _update(self, num: int, rate: float) -> None:
+    def _update(self, layer: _Layer, num: int, rate: float) -> None:
         """One step of the optimizer for the first `num` models, as torch.optim takes it."""
         decay = self.architecture.weight_decay
         if self.architecture.optimizer == "sgd":
-            weights, grads, momentum = self.weights[:num], self.grads[:num], self.moments[0][:num]
+            weights, grads, momentum = layer.flat
             momentum.mul_(0.9).add_(grads)
             if decay:
                 momentum.add_(weights, alpha=decay)
             weights.sub_(momentum, alpha=rate)
             return
-        torch._foreach_add_(self.num_steps[:num], 1)
         torch._fused_adam_(
-            *(tensors[:num] for tensors in self.adam),
+            *layer.rows,
             [],
-            self.num_steps[:num],
+            self.step_list[:num],
             lr=rate,
             beta1=0.9,
             beta2=0.999,
@@ -281,16 +287,16 @@ class _Stack:
         )
 
     def _keep(self, stay: list[int]) -> None:
-        for name in ("weights", "grads"):
+        for name in ("weights", "num_steps"):
             setattr(self, name, getattr(self, name)[stay])
         self.moments = [moment[stay] for moment in self.moments]
-        for name in ("rows", "orders", "num_steps"):
+        for name in ("rows", "orders"):
             setattr(self, name, [getattr(self, name)[place] for place in stay])
         self._lay_out()
 
     def _lay_out(self) -> None:
         """Views and buffers of an epoch of the models present, made once: slicing takes time."""
-        self.adam = [list(flat) for flat in (self.weights, self.grads, *self.moments)]
+        self.step_list = list(self.num_steps)
         batch = self.architecture.batch_size
         self.counts = np.array([len(own) for own in self.rows])
         longest = int(self.counts[0])
@@ -340,7 +346,14 @@ class _Stack:
         last = len(self.names) - 1
         layers = []
         for i, (weight, bias) in enumerate(self._matrices(self.weights[:num])):
-            grad_weight, grad_bias = self._matrices(self.grads[:num])[i]
+            part = self.parts[i]
+            size = part.stop - part.start
+            grads_ = self.grads[: num * size].view(num, size)
+            wb = self.offsets[i][1] - part.start
+            inputs, outputs = self.widths[i], self.widths[i + 1]
+            grad_weight = grads_[:, : inputs * outputs].unflatten(-1, (inputs, outputs))
+            grad_bias = grads_[:, wb : wb + outputs]
+            flat = [self.weights[:num, part], grads_, *(m[:num, part] for m in self.moments)]
             output = activations[i + 1]
             activation: str | None = self.architecture.activation
             if i == last:
@@ -356,6 +369,8 @@ class _Stack:
                     grad_bias,
                     grads[i + 1],
                     activation,
+                    flat,
+                    [list(f) for f in flat],
                 )
             )
         return layers

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from tasks.setting import make_setting
 from tasks.split import Split, write_rows_seen
 from tasks.worker import Bench
 
-__all__ = ["TrainTarget"]
+__all__ = ["Classifier", "TrainTarget", "classifier_stage", "classifier_view"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,25 +98,55 @@ class TrainTarget(Task):
 
     def stage(self, bench: Bench, noise: str = "deterministic") -> Stage:
         """The trained classifier, to be asked. It draws nothing, whatever the noise policy."""
-        dataset = bench.dataset(self.split.data)
-        weights = bench.arrays(self, "weights")
-        confidences = getattr(self.defense, "confidences", None)
-        if confidences is not None:
-            return Custom(partial(confidences, weights, architecture=self.architecture))
-        module = bench.keep(
-            ("module", self.key),
-            lambda: training.load_module(
-                self.architecture, weights, dataset.shape, dataset.num_classes, bench.device
-            ),
-        )
-        return Model(module, bench.device)
+        return classifier_stage(self, bench)
 
     def trained(self, bench: Bench) -> TrainedView:
         """The classifier as the plugin that asked for it sees it."""
-        no_state: dict[str, NDArray[Any]] = {}
-        return TrainedView(
-            rows=self.member_rows(bench),
-            load_weights=lambda: bench.arrays(self, "weights"),
-            load_state=lambda: no_state,
-            service=lambda: Service(self.stage(bench)),
-        )
+        return classifier_view(self, bench)
+
+
+class Classifier(Protocol):
+    """What a target and a shadow have in common: something trained, to ask and to defend."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def split(self) -> Split: ...
+
+    @property
+    def architecture(self) -> Architecture: ...
+
+    @property
+    def defense(self) -> Defense | None: ...
+
+    def member_rows(self, bench: Bench) -> NDArray[np.int64]: ...
+
+    def reference_rows(self, bench: Bench) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+
+
+def classifier_stage(task: Classifier, bench: Bench) -> Stage:
+    """A classifier whose artifact holds `weights`, ready to be asked."""
+    dataset = bench.dataset(task.split.data)
+    weights = bench.arrays(cast(Task, task), "weights")
+    confidences = getattr(task.defense, "confidences", None)
+    if confidences is not None:
+        return Custom(partial(confidences, weights, architecture=task.architecture))
+    module = bench.keep(
+        ("module", task.key),
+        lambda: training.load_module(
+            task.architecture, weights, dataset.shape, dataset.num_classes, bench.device
+        ),
+    )
+    return Model(module, bench.device)
+
+
+def classifier_view(task: Classifier, bench: Bench) -> TrainedView:
+    """A classifier as the plugin that asked for it sees it."""
+    no_state: dict[str, NDArray[Any]] = {}
+    return TrainedView(
+        rows=task.member_rows(bench),
+        load_weights=lambda: bench.arrays(cast(Task, task), "weights"),
+        load_state=lambda: no_state,
+        service=lambda: Service(classifier_stage(task, bench)),
+    )

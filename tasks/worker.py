@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Bench", "Site", "execute", "prepare"]
 
 T = TypeVar("T")
-_REMEMBERED = 24
+_REMEMBERED = 96
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,12 @@ def test_where_nothing_is_left_the_label_is():
     assert release(1.0, confidence, np.full((1, 3), -2.0)).tolist() == [[0.0, 1.0, 0.0]]
 
 
+def test_an_earlier_class_that_noise_lifts_to_a_tie_does_not_take_the_label():
+    released = release(1.0, np.array([[0.3, 0.4, 0.3]]), np.array([[0.1, 0.0, 0.0]]))
+    assert released.argmax() == 1
+    assert released[0, 0] == pytest.approx(released[0, 1], rel=1e-15)
+
+
 def test_the_deterministic_policy_is_the_identity(make_world, fitted, make_noise):
     world = make_world(10)
     state, _ = fitted(RandomNoise(), world)

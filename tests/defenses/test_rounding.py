@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from defenses.rounding import Rounding
 
@@ -53,6 +52,14 @@ def test_scores_are_the_decimals_near_them(mode, decimals):
 def test_what_has_the_decimals_already_is_left_alone(mode, decimals):
     scores = np.array([[float(f"0.{k:0{decimals}d}") for k in range(10**decimals)]])
     np.testing.assert_array_equal(release(Rounding(decimals=decimals, mode=mode), scores), scores)
+
+
+@pytest.mark.parametrize("decimals", [1, 2, 3])
+def test_floor_never_raises_a_score(decimals):
+    steps = np.array([[float(f"0.{k:0{decimals}d}") for k in range(10**decimals)]])
+    below = np.nextafter(steps[:, 1:], 0)
+    released = release(Rounding(decimals=decimals, mode="floor"), below)
+    np.testing.assert_array_equal(released, steps[:, :-1])
 
 
 @given(distributions(), st.sampled_from([1, 2, 3, 12]), st.sampled_from(MODES), st.booleans())

@@ -60,13 +60,12 @@ def test_renormalised_scores_keep_their_ratios(confidence, k):
 def test_renormalising_does_not_tie_the_label_away():
     # Scores a rounding error apart, the label second: a division merges some of them.
     rng = np.random.default_rng(0)
-    low = rng.uniform(0.24, 0.25, size=2000)
-    c = np.stack([low, np.nextafter(low, 1), np.zeros(2000)], axis=1)
-    c[:, 2] = 1 - c[:, 0] - c[:, 1]
-    c = np.concatenate([c[:, :2], c[:, 2:] / 3, c[:, 2:] / 3, c[:, 2:] / 3], axis=1)
-    divided = c[:, :2] / c[:, :2].sum(axis=1, keepdims=True)
+    low = rng.uniform(0.24, 0.249, size=2000)
+    rest = 1 - 2 * low
+    c = np.stack([low, np.nextafter(low, 1), 0.44 * rest, 0.44 * rest, 0.12 * rest], axis=1)
+    divided = c[:, :4] / c[:, :4].sum(axis=1, keepdims=True)
     assert (divided[:, 0] == divided[:, 1]).any(), "the trap is not set"
-    released = release(TopK(k=2, renormalise=True), c)
+    released = release(TopK(k=4, renormalise=True), c)
     np.testing.assert_array_equal(released.argmax(axis=1), 1)
 
 

@@ -515,3 +515,24 @@ def test_class_independence_tells_a_biased_split():
     halves = np.arange(100) < 50, np.arange(100) % 50 < np.where(np.arange(100) < 50, 30, 20)
     assert class_independence(*halves) == pytest.approx(stats.chi2.sf(4, 1))  # 4 (30 - 25)^2 / 25
     assert class_independence(np.zeros(9), np.arange(9) < 4) == 1
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(-1, 3))
+def test_natural_threshold_is_kept_unless_the_records_clearly_favour_another(seed, shift):
+    rng = np.random.default_rng(seed)
+    member = np.arange(200) < 100
+    score = rng.normal(0, 1, 200) + np.where(member, 1, -1) + shift
+    chosen = calibrate(score, member, natural=0.0)
+    free = calibrate(score, member)
+
+    def advantage(decided):
+        return decided[member].mean() - decided[~member].mean()
+
+    own = score > 0
+    tpr, fpr = own[member].mean(), own[~member].mean()
+    error = np.sqrt((tpr * (1 - tpr) + fpr * (1 - fpr)) / 100)
+    gain = advantage(decisions(score, free)) - advantage(own)
+    if gain <= error:
+        assert (chosen.threshold, chosen.sign, chosen.threshold_raw) == (0.0, 1, 0.0)
+    else:
+        assert chosen == free

@@ -1,0 +1,213 @@
+"""Tasks: shadow models in the half-split design (methods.md section 2.4)."""
+
+import time
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defenses.base import Defense, TrainingDefense
+from storage import splits
+from storage.artifacts import Draft
+from tasks.architectures import Architecture
+from tasks.base import Task, random_generator, stream
+from tasks.service import Stage, TrainedView
+from tasks.setting import make_setting
+from tasks.split import Split, write_rows_seen
+from tasks.stacked import train_many
+from tasks.train_target import classifier_stage, classifier_view
+from tasks.worker import Bench
+
+__all__ = ["BLOCK", "Shadow", "TrainShadows", "shadow_pool"]
+
+BLOCK = 4  # even, so that a block holds whole pairs; two stacks, and enough blocks to share out
+
+
+def shadow_pool(split: splits.Split, judge: splits.Judge, seed: int) -> NDArray[np.int64]:
+    """The records shadow models divide: all judged and calibration ones, and more of the pool.
+
+    Args:
+        split: the partition.
+        judge: whose records are judged.
+        seed: of the experiment.
+
+    Returns:
+        Rows, twice as many as members if the pool has them. Their membership in the target plays
+        no part. The pool is the population where it is large enough, else the known records.
+    """
+    judged, _ = split.judged(judge)
+    fit, _, cal, _ = split.known(judge)
+    wanted = 2 * len(split.members)
+    pool = split.population if len(split.population) >= wanted else fit
+    order = random_generator(seed, "shadow.pool").permutation(len(pool))
+    more = np.sort(pool)[order][: max(0, wanted - len(judged) - len(cal))]
+    return np.sort(np.concatenate([judged, cal, more]))
+
+
+@dataclass(frozen=True, eq=False)
+class TrainShadows(Task):
+    """A block of shadow models trained together, each on its half of the pool.
+
+    Blocks are of fixed size, so that asking for 32 shadows where 16 exist trains 16 more.
+
+    Attributes:
+        split: the partition of the dataset.
+        architecture: the target's network and recipe.
+        judge: whose records are judged, hence in the pool.
+        block: which block; it holds shadows BLOCK * block to BLOCK * block + BLOCK - 1.
+        defense: the target's training defense, if the shadows carry it.
+    """
+
+    VERSION: ClassVar[int] = 1
+    SECONDS: ClassVar[float] = 10.0
+
+    split: Split
+    architecture: Architecture
+    judge: splits.Judge
+    block: int
+    defense: Defense | None = None
+
+    @property
+    def dataset(self) -> str:
+        """The name of the dataset."""
+        return self.split.dataset
+
+    @property
+    def name(self) -> str:
+        """The architecture."""
+        return self.architecture.name
+
+    def design(self, bench: Bench) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The pool [n], and which of it each shadow of this block trains on [BLOCK, n]."""
+
+        def make() -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+            pool = shadow_pool(bench.split(self.split), self.judge, self.seed)
+            first = BLOCK * self.block
+            seed = stream(self.seed, "shadow.halves")
+            return pool, splits.half_split(pool, first + BLOCK, seed=seed)[first:]
+
+        return bench.keep(("design", self.key), make)
+
+    def run(self, bench: Bench, draft: Draft) -> None:
+        """Write the weights of every shadow, and the rows each trained on."""
+        dataset = bench.dataset(self.split.data)
+        pool, is_in = self.design(bench)
+        seeds = [stream(self.seed, "shadow", BLOCK * self.block + i) for i in range(BLOCK)]
+        started = time.perf_counter()
+        if isinstance(self.defense, TrainingDefense):
+            models = [self._defended(bench, i, seeds[i]) for i in range(BLOCK)]
+        else:
+            local = [np.flatnonzero(chosen) for chosen in is_in]
+            trained = train_many(
+                self.architecture,
+                dataset.x(pool),
+                dataset.y[pool],
+                local,
+                num_classes=dataset.num_classes,
+                seeds=seeds,
+                device=bench.device,
+            )
+            models = [model.weights for model in trained]
+        draft.facts("metrics", {"train_s": time.perf_counter() - started})
+        draft.arrays(
+            "weights",
+            {f"{i}/{name}": value for i, w in enumerate(models) for name, value in w.items()},
+        )
+        write_rows_seen(draft, {f"shadow_{i}": pool[chosen] for i, chosen in enumerate(is_in)})
+
+    def _defended(self, bench: Bench, index: int, seed: int) -> dict[str, NDArray[Any]]:
+        member_rows, reference_rows = shadow_rows(self, index, bench)
+        setting = make_setting(
+            bench.dataset(self.split.data),
+            member_rows=member_rows,
+            reference_rows=reference_rows,
+            architecture=self.architecture,
+            seed=seed,
+            device=bench.device,
+        )
+        assert isinstance(self.defense, TrainingDefense)
+        return self.defense.train(setting, seed=stream(seed, "defense.fit"))
+
+
+def shadow_rows(
+    block: TrainShadows, index: int, bench: Bench
+) -> tuple[NDArray[np.int64], tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """A shadow's members, and its defender's reference rows (fit, val): half of its OUT rows."""
+    pool, is_in = block.design(bench)
+    out = pool[~is_in[index]]
+    number = BLOCK * block.block + index
+    order = random_generator(block.seed, "shadow.reference", number).permutation(len(out))
+    reference = out[order[: len(out) // 2]]
+    cut = round(0.8 * len(reference))
+    return pool[is_in[index]], (reference[:cut], reference[cut:])
+
+
+@dataclass(frozen=True, eq=False)
+class Shadow(Task):
+    """One shadow of a block as a classifier of its own, to be asked and defended.
+
+    Attributes:
+        block: where it was trained.
+        index: which of the block.
+    """
+
+    VERSION: ClassVar[int] = 1
+    SECONDS: ClassVar[float] = 0.1
+
+    block: TrainShadows
+    index: int
+
+    @property
+    def dataset(self) -> str:
+        """The name of the dataset."""
+        return self.block.dataset
+
+    @property
+    def name(self) -> str:
+        """The architecture."""
+        return self.block.name
+
+    @property
+    def split(self) -> Split:
+        """The partition of the dataset."""
+        return self.block.split
+
+    @property
+    def architecture(self) -> Architecture:
+        """The target's network and recipe."""
+        return self.block.architecture
+
+    @property
+    def defense(self) -> Defense | None:
+        """The training defense, or None."""
+        return self.block.defense
+
+    def member_rows(self, bench: Bench) -> NDArray[np.int64]:
+        """The rows it trained on."""
+        return shadow_rows(self.block, self.index, bench)[0]
+
+    def reference_rows(self, bench: Bench) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The reference rows of a defense around it: half of the rows it did not train on."""
+        return shadow_rows(self.block, self.index, bench)[1]
+
+    def run(self, bench: Bench, draft: Draft) -> None:
+        """Write its weights alone."""
+        weights = bench.arrays(self.block, "weights")
+        mine = f"{self.index}/"
+        draft.arrays(
+            "weights",
+            {name.removeprefix(mine): w for name, w in weights.items() if name.startswith(mine)},
+        )
+        write_rows_seen(draft, {"members": self.member_rows(bench)})
+        draft.facts(
+            "metrics", {"train_s": bench.open(self.block).facts("metrics")["train_s"] / BLOCK}
+        )
+
+    def stage(self, bench: Bench, noise: str = "deterministic") -> Stage:
+        """The trained classifier, to be asked."""
+        return classifier_stage(self, bench)
+
+    def trained(self, bench: Bench) -> TrainedView:
+        """The shadow as the plugin that asked for it sees it."""
+        return classifier_view(self, bench)
