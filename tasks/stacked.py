@@ -15,12 +15,11 @@ from tasks.training import TrainedModel, train
 
 __all__ = ["train_many"]
 
-# Fixed, not measured at run time: another size may move the last bits. From
-# tests/bench/test_bench_training.py: four keep a core's caches, more gain nothing. The size on a
-# GPU has not been measured; there a stack only has to be large enough to fill the device.
-STACK_CPU = 4
+# Fixed, not chosen at run time: another size may move the last bits. On a core of a Zen 4 with
+# 1 MB of second-level cache, 446-256-128-30 takes 0.71 ms per model and step alone, 0.66 in twos,
+# 0.72 in threes and 0.73 in fours. On a GPU a stack must be large enough to fill it; not measured.
+STACK_CPU = 2
 STACK_GPU = 64
-ALIGN = 16  # floats: every matrix starts on a cache line
 
 
 def train_many(
@@ -41,9 +40,10 @@ def train_many(
     1e-5, and early stops fall in the same epoch unless the loss grazes `min_loss`. The same call
     gives the same bits.
 
-    MLPs without dropout train in stacks. Convolutions gain nothing from a model axis on a CPU
-    (measured: `torch.func` 0.9, grouped convolutions 0.6 times the speed of one after another),
-    and dropout draws from one stream per model, so these train one after another.
+    MLPs without dropout train in stacks. Others train one after another: dropout draws from a
+    stream of each model's own, and on a CPU a model axis makes convolutions slower (cnn_s, four
+    models, 3x32x32: grouped convolutions 0.70, `torch.func.vmap` 0.67 times the speed of one after
+    another; 1x28x28: 0.94 and 0.70; only on 8x8 images is it faster, 1.6 and 1.2).
 
     Args:
         architecture: the network and its recipe.
@@ -106,31 +106,30 @@ def _initial(
 
 @dataclass(frozen=True)
 class _Layer:
-    """A linear layer: A models, W records a batch, I inputs, O outputs. All are views."""
+    """A linear layer of A models, W records a batch, I inputs, O outputs; all are views."""
 
     weight_AIO: Tensor
     bias_A1O: Tensor
     input_AWI: Tensor
     output_AWO: Tensor  # after the activation, which runs in place
     output: NDArray[np.float32] | None  # the same memory; None on a GPU
+    activation: str | None
+    grad_output_AWO: Tensor
     grad_weight_AIO: Tensor
     grad_bias_AO: Tensor
-    grad_output_AWO: Tensor
-    activation: str | None
-    flat: list[Tensor]
-    rows: list[list[Tensor]]
+    optimized: list[list[Tensor]]  # parameters, gradients, moments; an entry per model
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One batch of each of the first A models. All are views into buffers of the epoch."""
+    """One batch of each of the first A models. All are views into buffers of an epoch."""
 
     num_models: int
     layers: list[_Layer]
     x_MD: Tensor  # M = A W
     rows_M: Tensor
     labels_AW1: Tensor
-    scale_AW1: Tensor  # 1 / (records in this model's batch); 0 where it has fewer than W
+    scale_AW1: Tensor  # 1 / (records of this model's batch); 0 where it has fewer than W
     log_p_AW1: Tensor  # where the log confidence of the label goes
 
 
@@ -149,41 +148,28 @@ class _Stack:
         self.architecture, self.x_ND, self.y_N = architecture, x_ND, y_N
         self.rows, self.orders = rows, orders
         self.device = x_ND.device
-        linear = [
-            (name, module)
-            for name, module in modules[0].named_children()
-            if isinstance(module, nn.Linear)
+        states = [module.state_dict() for module in modules]
+        self.names = [name for name in states[0] if name.endswith(".weight")]
+        # Weights as [I, O] with the bias as one more row: one block of memory for the optimizer,
+        # and the faster layout for the gradient of the weights.
+        self.params = [
+            torch.stack(
+                [
+                    torch.cat([state[name].T, state[_bias(name)][None]]).to(self.device)
+                    for state in states
+                ]
+            )
+            for name in self.names
         ]
-        self.names = [name for name, _ in linear]
-        self.widths = [linear[0][1].in_features, *(module.out_features for _, module in linear)]
-        self.offsets: list[tuple[int, int]] = []  # of each layer's weight and bias in a flat row
-        end = 0
-        for inputs, outputs in zip(self.widths, self.widths[1:], strict=False):
-            bias = _aligned(end + inputs * outputs)
-            self.offsets.append((end, bias))
-            end = _aligned(bias + outputs)
-
-        def flat() -> Tensor:
-            return torch.zeros(len(modules), end, device=self.device)
-
-        self.weights = flat()
-        bounds = [start for start, _ in self.offsets] + [end]
-        self.parts = [slice(*pair) for pair in zip(bounds, bounds[1:], strict=False)]
-        self.grads = torch.zeros(
-            len(modules) * max(p.stop - p.start for p in self.parts), device=self.device
-        )
-        self.moments = [flat(), flat()] if architecture.optimizer == "adam" else [flat()]
+        num_moments = 2 if architecture.optimizer == "adam" else 1
+        self.moments = [[torch.zeros_like(p) for p in self.params] for _ in range(num_moments)]
         self.num_steps = torch.zeros(len(modules), device=self.device)
-        # Another memory layout than nn.Linear's [O, I]: its gradient is the faster product.
-        for i, module in enumerate(modules):
-            state = module.state_dict()
-            for name, (weight_IO, bias_O) in self._named(i).items():
-                weight_IO.copy_(state[f"{name}.weight"].T)
-                bias_O.copy_(state[f"{name}.bias"])
+        self.widths = [x_ND.shape[1], *(params.shape[2] for params in self.params)]
         most = len(modules) * min(architecture.batch_size, max(len(own) for own in rows))
-        buffers = [torch.empty(most * width, device=self.device) for width in self.widths]
-        self.activations, self.log_p = buffers, torch.empty_like(buffers[-1])
-        self.grad_activations = [torch.empty_like(buffer) for buffer in buffers]
+        self.values = [torch.empty(most * width, device=self.device) for width in self.widths]
+        self.grad_values = [torch.empty_like(value) for value in self.values]
+        # One for all layers: a gradient is used up before the next is made.
+        self.grad = torch.empty(max(p.numel() for p in self.params), device=self.device)
         self._lay_out()
 
     def run(self) -> list[TrainedModel]:
@@ -204,7 +190,7 @@ class _Stack:
                         f"lower learning_rate (now {recipe.learning_rate})"
                     )
                 if loss < recipe.min_loss or epoch + 1 == recipe.epochs:
-                    models[model] = TrainedModel(self._export(place), np.asarray(losses[model]))
+                    models[model] = TrainedModel(self._weights(place), np.asarray(losses[model]))
                 else:
                     stay.append(place)
             if not stay:
@@ -215,7 +201,7 @@ class _Stack:
         return [models[model] for model in range(len(losses))]
 
     def _epoch(self, rate: float) -> list[float]:
-        """One pass over every model's records; its mean loss over them."""
+        """One pass over each model's records; returns each one's mean loss."""
         for place, (own, order) in enumerate(zip(self.rows, self.orders, strict=True)):
             shuffled = torch.randperm(len(own), generator=order).numpy()
             self.shuffled[place, : len(own)] = own[shuffled]
@@ -223,58 +209,60 @@ class _Stack:
         self.epoch_rows.copy_(torch.from_numpy(rows_E))
         self.epoch_labels.copy_(torch.from_numpy(self.y_N[rows_E]))
         for step in self.steps:
-            self.num_steps[: step.num_models].add_(1)
-            self._gradients(step, rate)
-        log_p_E = self.epoch_log_p.cpu().numpy()[self.valid].astype(np.float64)
-        return [float(sums) for sums in -np.bincount(self.owner, log_p_E) / self.counts]
+            self._step(step, rate)
+        log_p_E = self.epoch_log_p.cpu().numpy()[self.is_own].astype(np.float64)
+        return [float(loss) for loss in -np.bincount(self.owner, log_p_E) / self.counts]
 
-    def _gradients(self, step: _Step, rate: float) -> None:
-        """Gradients of the mean cross-entropy of each model's batch, written out."""
+    def _step(self, step: _Step, rate: float) -> None:
+        """Forward, and the backward pass of the mean cross-entropy written out."""
         torch.index_select(self.x_ND, 0, step.rows_M, out=step.x_MD)
         for layer in step.layers:
-            torch.baddbmm(layer.bias_A1O, layer.input_AWI, layer.weight_AIO, out=layer.output_AWO)
+            z_AWO = layer.output_AWO
+            torch.baddbmm(layer.bias_A1O, layer.input_AWI, layer.weight_AIO, out=z_AWO)
             if layer.activation == "relu":
-                layer.output_AWO.relu_()
+                z_AWO.relu_()
             elif layer.activation == "tanh" and layer.output is not None:
                 np.tanh(layer.output, out=layer.output)  # seven times torch's speed on a CPU
             elif layer.activation == "tanh":
-                layer.output_AWO.tanh_()
-        last = step.layers[-1]
-        grad_AWC = last.grad_output_AWO
-        torch.log_softmax(last.output_AWO, -1, out=grad_AWC)
+                z_AWO.tanh_()
+        grad_AWC = step.layers[-1].grad_output_AWO
+        torch.log_softmax(step.layers[-1].output_AWO, -1, out=grad_AWC)
         torch.gather(grad_AWC, -1, step.labels_AW1, out=step.log_p_AW1)
         grad_AWC.exp_().mul_(step.scale_AW1)
         grad_AWC.scatter_add_(-1, step.labels_AW1, -step.scale_AW1)
-        for i, layer in reversed(list(enumerate(step.layers))):
-            grad_AWO = layer.grad_output_AWO
+        self.num_steps[: step.num_models].add_(1)
+        below: _Layer | None
+        for layer, below in zip(step.layers[::-1], [*step.layers[-2::-1], None], strict=True):
+            grad_AWO, output_AWO = layer.grad_output_AWO, layer.output_AWO
             if layer.activation == "relu":
                 torch.ops.aten.threshold_backward.grad_input(
-                    grad_AWO, layer.output_AWO, 0, grad_input=grad_AWO
+                    grad_AWO, output_AWO, 0, grad_input=grad_AWO
                 )
             elif layer.activation == "tanh":
-                torch.ops.aten.tanh_backward.grad_input(
-                    grad_AWO, layer.output_AWO, grad_input=grad_AWO
-                )
-            if i > 0:
-                below = step.layers[i - 1]
+                torch.ops.aten.tanh_backward.grad_input(grad_AWO, output_AWO, grad_input=grad_AWO)
+            if below is not None:
                 torch.bmm(grad_AWO, layer.weight_AIO.mT, out=below.grad_output_AWO)
             torch.bmm(layer.input_AWI.mT, grad_AWO, out=layer.grad_weight_AIO)
             torch.sum(grad_AWO, 1, out=layer.grad_bias_AO)
-            # At once, while the gradient is in the core's cache.
+            # Now, while the gradient is in the core's cache: a tenth of the whole time.
             self._update(layer, step.num_models, rate)
 
     def _update(self, layer: _Layer, num: int, rate: float) -> None:
-        """One step of the optimizer for the first `num` models, as torch.optim takes it."""
         decay = self.architecture.weight_decay
         if self.architecture.optimizer == "sgd":
-            weights, grads, momentum = layer.flat
-            momentum.mul_(0.9).add_(grads)
-            if decay:
-                momentum.add_(weights, alpha=decay)
-            weights.sub_(momentum, alpha=rate)
+            torch._fused_sgd_(
+                *layer.optimized,
+                weight_decay=decay,
+                momentum=0.9,
+                lr=rate,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                is_first_step=False,  # momentum starts at 0, which makes the first step alike
+            )
             return
         torch._fused_adam_(
-            *layer.rows,
+            *layer.optimized,
             [],
             self.step_list[:num],
             lr=rate,
@@ -287,113 +275,83 @@ class _Stack:
         )
 
     def _keep(self, stay: list[int]) -> None:
-        for name in ("weights", "num_steps"):
-            setattr(self, name, getattr(self, name)[stay])
-        self.moments = [moment[stay] for moment in self.moments]
-        for name in ("rows", "orders"):
-            setattr(self, name, [getattr(self, name)[place] for place in stay])
+        self.rows = [self.rows[place] for place in stay]
+        self.orders = [self.orders[place] for place in stay]
+        self.params = [params[stay] for params in self.params]
+        self.moments = [[moment[stay] for moment in moments] for moments in self.moments]
+        self.num_steps = self.num_steps[stay]
         self._lay_out()
 
     def _lay_out(self) -> None:
-        """Views and buffers of an epoch of the models present, made once: slicing takes time."""
+        """Buffers of an epoch of the models present, and views of them: slicing takes time."""
         self.step_list = list(self.num_steps)
         batch = self.architecture.batch_size
         self.counts = np.array([len(own) for own in self.rows])
         longest = int(self.counts[0])
-        # A record that fills a shorter model's last batch counts nothing; any of its own will do.
+        # What fills up a shorter model's last batch counts nothing; any record of its own will do.
         self.shuffled = np.repeat(np.array([own[0] for own in self.rows])[:, None], longest, axis=1)
-        shapes, places, valid, scales = [], [], [], []
+        shapes, places, is_own, scales = [], [], [], []
         for start in range(0, longest, batch):
             num = int((self.counts > start).sum())
             width = min(batch, longest - start)
             own = np.minimum(self.counts[:num, None] - start, width)  # records each really has
-            is_own = np.arange(width) < own
             shapes.append((num, width))
             places.append((np.arange(num)[:, None] * longest + start + np.arange(width)).ravel())
-            valid.append(is_own.ravel())
-            scales.append((is_own / own).ravel())
-        self.places, self.valid = np.concatenate(places), np.concatenate(valid)
-        self.owner = (self.places // longest)[self.valid]
-        total = len(self.places)
-        self.epoch_rows = torch.empty(total, dtype=torch.int64, device=self.device)
+            is_own.append((np.arange(width) < own).ravel())
+            scales.append(((np.arange(width) < own) / own).ravel())
+        self.places, self.is_own = np.concatenate(places), np.concatenate(is_own)
+        self.owner = (self.places // longest)[self.is_own]
+        num_E = len(self.places)
+        self.epoch_rows = torch.empty(num_E, dtype=torch.int64, device=self.device)
         self.epoch_labels = torch.empty_like(self.epoch_rows)
-        self.epoch_log_p = torch.empty(total, device=self.device)
+        self.epoch_log_p = torch.empty(num_E, device=self.device)
         scale_E = torch.from_numpy(np.concatenate(scales).astype(np.float32)).to(self.device)
+        columns = (self.epoch_labels, scale_E, self.epoch_log_p)
         layers = {shape: self._layers(*shape) for shape in set(shapes)}
-        self.steps, start = [], 0
+        self.steps, end = [], 0
         for num, width in shapes:
-            part = slice(start, start + num * width)
-            own_layers = layers[num, width]
-            self.steps.append(
-                _Step(
-                    num,
-                    own_layers,
-                    own_layers[0].input_AWI.view(num * width, -1),
-                    self.epoch_rows[part],
-                    self.epoch_labels[part].view(num, width, 1),
-                    scale_E[part].view(num, width, 1),
-                    self.epoch_log_p[part].view(num, width, 1),
-                )
-            )
-            start += num * width
+            part = slice(end, end := end + num * width)
+            x_MD = layers[num, width][0].input_AWI.flatten(0, 1)
+            views = [column[part].view(num, width, 1) for column in columns]
+            self.steps.append(_Step(num, layers[num, width], x_MD, self.epoch_rows[part], *views))
 
     def _layers(self, num: int, width: int) -> list[_Layer]:
-        def view(buffer: Tensor, features: int) -> Tensor:
-            return buffer[: num * width * features].view(num, width, features)
+        def views(buffers: list[Tensor]) -> list[Tensor]:
+            pairs = zip(buffers, self.widths, strict=True)
+            return [b[: num * width * size].view(num, width, size) for b, size in pairs]
 
-        activations = [view(*pair) for pair in zip(self.activations, self.widths, strict=True)]
-        grads = [view(*pair) for pair in zip(self.grad_activations, self.widths, strict=True)]
-        last = len(self.names) - 1
+        values, grads = views(self.values), views(self.grad_values)
         layers = []
-        for i, (weight, bias) in enumerate(self._matrices(self.weights[:num])):
-            part = self.parts[i]
-            size = part.stop - part.start
-            grads_ = self.grads[: num * size].view(num, size)
-            wb = self.offsets[i][1] - part.start
-            inputs, outputs = self.widths[i], self.widths[i + 1]
-            grad_weight = grads_[:, : inputs * outputs].unflatten(-1, (inputs, outputs))
-            grad_bias = grads_[:, wb : wb + outputs]
-            flat = [self.weights[:num, part], grads_, *(m[:num, part] for m in self.moments)]
-            output = activations[i + 1]
+        for i, params in enumerate(self.params):
             activation: str | None = self.architecture.activation
-            if i == last:
+            if i == len(self.params) - 1:
                 activation = "tanh" if self.architecture.tanh_output else None
+            own = params[:num]
+            grad = self.grad[: own.numel()].view_as(own)
+            moments = [moments[i][:num] for moments in self.moments]
             layers.append(
                 _Layer(
-                    weight,
-                    bias.unsqueeze(1),
-                    activations[i],
-                    output,
-                    output.numpy() if self.device.type == "cpu" else None,
-                    grad_weight,
-                    grad_bias,
-                    grads[i + 1],
-                    activation,
-                    flat,
-                    [list(f) for f in flat],
+                    weight_AIO=own[:, :-1],
+                    bias_A1O=own[:, -1:],
+                    input_AWI=values[i],
+                    output_AWO=values[i + 1],
+                    output=values[i + 1].numpy() if self.device.type == "cpu" else None,
+                    activation=activation,
+                    grad_output_AWO=grads[i + 1],
+                    grad_weight_AIO=grad[:, :-1],
+                    grad_bias_AO=grad[:, -1],
+                    optimized=[list(tensor) for tensor in (own, grad, *moments)],
                 )
             )
         return layers
 
-    def _matrices(self, flat: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Weights [..., I, O] and biases [..., O] of every layer in rows [..., P]."""
-        matrices = []
-        for i, (weight, bias) in enumerate(self.offsets):
-            inputs, outputs = self.widths[i], self.widths[i + 1]
-            matrix = flat[..., weight : weight + inputs * outputs].unflatten(-1, (inputs, outputs))
-            matrices.append((matrix, flat[..., bias : bias + outputs]))
-        return matrices
-
-    def _named(self, place: int) -> dict[str, tuple[Tensor, Tensor]]:
-        return dict(zip(self.names, self._matrices(self.weights[place]), strict=True))
-
-    def _export(self, place: int) -> dict[str, NDArray[Any]]:
+    def _weights(self, place: int) -> dict[str, NDArray[Any]]:
         weights: dict[str, NDArray[Any]] = {}
-        for name, (weight_IO, bias_O) in self._named(place).items():
-            weights[f"{name}.weight"] = weight_IO.T.contiguous().cpu().numpy()
-            weights[f"{name}.bias"] = bias_O.clone().cpu().numpy()
+        for name, params in zip(self.names, self.params, strict=True):
+            own = params[place].cpu().numpy()
+            weights[name], weights[_bias(name)] = own[:-1].T.copy(), own[-1].copy()
         return weights
 
 
-def _aligned(offset: int) -> int:
-    return -(-offset // ALIGN) * ALIGN
+def _bias(weight: str) -> str:
+    return weight.removesuffix("weight") + "bias"

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defenses.base import Records
@@ -50,6 +50,7 @@ def cases(draw) -> tuple[np.ndarray, np.ndarray]:
     return c / c.sum(axis=1, keepdims=True), normal
 
 
+@settings(max_examples=60, deadline=None)
 @given(cases(), st.sampled_from([0.0, 1e-6, 0.05, 1.0, 30.0]))
 def test_is_a_distribution_with_the_same_label(case, sigma):
     confidence, normal = case
@@ -59,6 +60,7 @@ def test_is_a_distribution_with_the_same_label(case, sigma):
     np.testing.assert_array_equal(released.argmax(axis=1), confidence.argmax(axis=1))
 
 
+@settings(max_examples=60, deadline=None)
 @given(cases(), st.sampled_from([0.0, 1e-6, 0.05, 1.0]))
 def test_is_clipped_renormalised_and_exchanged(case, sigma):
     confidence, normal = case

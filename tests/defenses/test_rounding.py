@@ -2,7 +2,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defenses.rounding import Rounding
@@ -62,6 +62,7 @@ def test_floor_never_raises_a_score(decimals):
     np.testing.assert_array_equal(released, steps[:, :-1])
 
 
+@settings(max_examples=60, deadline=None)
 @given(distributions(), st.sampled_from([1, 2, 3, 12]), st.sampled_from(MODES), st.booleans())
 def test_order_is_kept_and_the_label_stays_among_the_largest(
     confidence, decimals, mode, renormalise
@@ -82,6 +83,7 @@ def test_the_label_moves_where_rounding_ties_it():
     assert released.argmax(axis=1).tolist() == [0, 1]
 
 
+@settings(max_examples=60, deadline=None)
 @given(distributions(), st.sampled_from([1, 2]), st.sampled_from(MODES))
 def test_renormalised_rows_are_distributions(confidence, decimals, mode):
     plain = release(Rounding(decimals=decimals, mode=mode), confidence)

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
@@ -48,11 +48,13 @@ def test_is_the_softmax_of_the_divided_logits():
         )
 
 
+@settings(max_examples=60, deadline=None)
 @given(distributions())
 def test_one_is_the_identity(confidence):
     np.testing.assert_allclose(release(1.0, confidence), confidence, rtol=1e-12, atol=1e-300)
 
 
+@settings(max_examples=60, deadline=None)
 @given(distributions(), temperatures)
 def test_order_and_label_are_kept(confidence, temperature):
     released = release(temperature, confidence)
@@ -63,6 +65,7 @@ def test_order_and_label_are_kept(confidence, temperature):
         assert (rising[:-1] <= rising[1:] * (1 + 1e-12)).all()
 
 
+@settings(max_examples=60, deadline=None)
 @given(distributions(), temperatures, st.floats(1.01, 10))
 def test_hotter_is_less_sure(confidence, temperature, factor):
     colder, hotter = release(temperature, confidence), release(factor * temperature, confidence)

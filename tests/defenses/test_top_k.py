@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defenses.top_k import TopK
@@ -31,6 +31,7 @@ def slow_top_k(row: list[float], k: int) -> list[float]:
     return [value if j in kept else 0.0 for j, value in enumerate(row)]
 
 
+@settings(max_examples=60, deadline=None)
 @given(distributions(), st.sampled_from([1, 2, 3, 7]))
 def test_keeps_the_largest_and_the_first_of_equals(confidence, k):
     released = release(TopK(k=min(k, confidence.shape[1])), confidence)
@@ -38,12 +39,14 @@ def test_keeps_the_largest_and_the_first_of_equals(confidence, k):
         assert after.tolist() == slow_top_k(before.tolist(), min(k, len(before)))
 
 
+@settings(max_examples=60, deadline=None)
 @given(distributions(), st.sampled_from([1, 2, 3, 10]), st.booleans())
 def test_the_label_is_kept(confidence, k, renormalise):
     released = release(TopK(k=min(k, confidence.shape[1]), renormalise=renormalise), confidence)
     np.testing.assert_array_equal(released.argmax(axis=1), confidence.argmax(axis=1))
 
 
+@settings(max_examples=60, deadline=None)
 @given(distributions(), st.sampled_from([1, 2, 3]))
 def test_renormalised_scores_keep_their_ratios(confidence, k):
     k = min(k, confidence.shape[1])
