@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defenses._neighbours import NeighbourIndex
+from defenses._prepared import once_per
 
 __all__ = ["calibrated_radius", "exchanged", "matched", "swap_rate"]
 
@@ -46,9 +47,8 @@ def matched(
 
     Source: PURIFIER section 4.3, algorithm 2.
     """
-    distance_Nk, id_Nk = NeighbourIndex(stored).search(
-        confidence, neighbours, candidates=candidates
-    )
+    index = once_per(stored, "swap", lambda: NeighbourIndex(stored))
+    distance_Nk, id_Nk = index.search(confidence, neighbours, candidates=candidates)
     num_within_N = np.count_nonzero(distance_Nk <= radius, axis=1)
     return num_within_N >= (neighbours + 1) // 2, id_Nk[:, 0]
 

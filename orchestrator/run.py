@@ -229,7 +229,7 @@ class _Loop:
                 "kind": task.kind,
                 "name": task.name,
                 "error": reason,
-                "attempts": self.state.attempts.get(key, 0) + 1,
+                "attempts": max(1, self.state.attempts.get(key, 0)),
                 "created_at": datetime.now(UTC),
             }
             self.store.tables.write("failures", key, [row])

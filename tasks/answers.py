@@ -127,7 +127,8 @@ class Answers(Task):
         absent = record[position] != rows
         if absent.any():
             raise ValueError(f"no answers are stored for rows {rows[absent][:3].tolist()}")
-        return confidence[position]
+        chosen: NDArray[np.float64] = confidence[position]
+        return chosen
 
     def service(self, bench: Bench) -> Service:
         """The deployed service; what this artifact holds is not computed again."""

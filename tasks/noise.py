@@ -1,6 +1,5 @@
 """Random numbers keyed by noise policy and input (methods.md section 0.4)."""
 
-import hashlib
 import hmac
 from typing import Literal, get_args
 
@@ -28,14 +27,16 @@ def noise_keys(
     Returns:
         [N, 2] uint64.
     """
-    keys = np.empty((len(canonical), 2), dtype=np.uint64)
-    for i, row in enumerate(canonical):
-        content = row.tobytes()
-        if draws is not None:
-            content += int(draws[i]).to_bytes(8, "big")
-        digest = hmac.digest(secret, content, hashlib.sha256)
-        keys[i] = np.frombuffer(digest[:16], dtype=">u8")
-    return keys
+    width = canonical.shape[1]
+    content = np.ascontiguousarray(canonical).tobytes()
+    rows = (content[i : i + width] for i in range(0, len(content), width))
+    if draws is not None:
+        numbers = np.asarray(draws, dtype=">u8").tobytes()
+        ends = range(0, len(numbers), 8)
+        rows = (row + numbers[i : i + 8] for row, i in zip(rows, ends, strict=True))
+    digests = b"".join([hmac.digest(secret, row, "sha256")[:16] for row in rows])
+    keys = np.frombuffer(digests, dtype=">u8").astype(np.uint64)
+    return keys.reshape(len(canonical), 2)
 
 
 class KeyedNoise:

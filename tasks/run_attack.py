@@ -284,7 +284,7 @@ class ShadowModels:
         roles = np.zeros((len(self._answers), len(x)), dtype=np.int8)
         for role, answers in zip(roles, self._answers, strict=True):
             role[np.isin(rows, answers.target.member_rows(self._bench))] = 1
-            if answers.stages:
+            if answers.defenses:
                 reference = np.concatenate(answers.target.reference_rows(self._bench))
                 role[np.isin(rows, reference)] = -1
         return roles

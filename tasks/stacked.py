@@ -248,31 +248,16 @@ class _Stack:
             self._update(layer, step.num_models, rate)
 
     def _update(self, layer: _Layer, num: int, rate: float) -> None:
-        decay = self.architecture.weight_decay
+        params, grads, first, *second = layer.optimized
+        rule: dict[str, Any] = {"lr": rate, "weight_decay": self.architecture.weight_decay}
         if self.architecture.optimizer == "sgd":
-            torch._fused_sgd_(
-                *layer.optimized,
-                weight_decay=decay,
-                momentum=0.9,
-                lr=rate,
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-                is_first_step=False,  # momentum starts at 0, which makes the first step alike
-            )
-            return
-        torch._fused_adam_(
-            *layer.optimized,
-            [],
-            self.step_list[:num],
-            lr=rate,
-            beta1=0.9,
-            beta2=0.999,
-            weight_decay=decay,
-            eps=1e-8,
-            amsgrad=False,
-            maximize=False,
-        )
+            # The momentum starts at 0, which makes the first step like any other.
+            rule |= {"momentum": 0.9, "dampening": 0.0, "nesterov": False, "is_first_step": False}
+            torch._fused_sgd_(params, grads, first, maximize=False, **rule)
+        else:
+            rule |= {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False}
+            steps = self.step_list[:num]
+            torch._fused_adam_(params, grads, first, *second, [], steps, maximize=False, **rule)
 
     def _keep(self, stay: list[int]) -> None:
         self.rows = [self.rows[place] for place in stay]

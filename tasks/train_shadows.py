@@ -133,14 +133,18 @@ class TrainShadows(Task):
 def shadow_rows(
     block: TrainShadows, index: int, bench: Bench
 ) -> tuple[NDArray[np.int64], tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """A shadow's members, and its defender's reference rows (fit, val): half of its OUT rows."""
+    """A shadow's members, and its defender's reference rows (fit, val): half of its OUT rows.
+
+    A record is reference to every other of the models it is OUT of: drawn independently, some
+    records would be left without a model that they are merely OUT of.
+    """
     pool, is_in = block.design(bench)
-    out = pool[~is_in[index]]
-    number = BLOCK * block.block + index
-    order = random_generator(block.seed, "shadow.reference", number).permutation(len(out))
-    reference = out[order[: len(out) // 2]]
+    pair = (BLOCK * block.block + index) // 2
+    bit = random_generator(block.seed, "shadow.reference").random(len(pool)) < 0.5
+    reference = pool[~is_in[index] & (bit ^ bool(pair % 2))]
+    order = random_generator(block.seed, "shadow.reference", 1 + pair).permutation(len(reference))
     cut = round(0.8 * len(reference))
-    return pool[is_in[index]], (reference[:cut], reference[cut:])
+    return pool[is_in[index]], (reference[order[:cut]], reference[order[cut:]])
 
 
 @dataclass(frozen=True, eq=False)

@@ -88,7 +88,8 @@ class World:
         """The key that the rule gives a worker."""
         ready = self.ready()
         near = [k for k in ready if self.priority(k) >= 0.8 * self.priority(ready[0])][:16]
-        return max(near, key=lambda key: len({*self.inputs[key]} & {*self.workers[worker]}))
+        holds = {*self.workers[worker]}
+        return max(near, key=lambda key: len(holds.intersection(self.inputs[key])), default=None)
 
     def send(self, event):
         """Hand the scheduler an event whose effects are noted here already, then again."""
@@ -425,6 +426,19 @@ def test_what_is_being_made_again_is_waited_for():
     assert state.handle(TaskDone("w1", "split")) == [Run("w2", "gap"), Run("w1", "lira")]
 
 
+def test_what_could_not_be_made_again_blocks_whoever_misses_it_later():
+    jobs = {"split": Job(), "target": Job(("split",))}
+    jobs |= {attack: Job(("target",)) for attack in ("gap", "lira")}
+    state = State(jobs, done=["split", "target"])
+    state.handle(WorkerJoined("w1"))
+    state.handle(WorkerJoined("w2"))
+    assert state.handle(InputDamaged("w1", "gap", "split")) == [Run("w1", "split")]
+    assert state.handle(TaskFailed("w1", "split", "OSError: no data")) == []
+    assert state.handle(InputDamaged("w2", "lira", "split")) == []
+    assert state.blocked == {"gap": "split", "lira": "split"}
+    assert state.finished
+
+
 def test_a_running_job_is_let_end_though_what_it_needs_has_failed():
     jobs = {"a": Job(), "b": Job(("a",)), "c": Job(("b",)), "d": Job(("b",)), "e": Job(("d",))}
     state = State(jobs, done=["a", "b"])
@@ -453,6 +467,30 @@ def test_a_job_runs_on_one_worker_though_its_first_one_had_finished():
     assert state.handle(TaskDone("w2", "a")) == [Run("w3", "b")]
 
 
+@pytest.mark.parametrize("end", [WorkerLost("w2"), TaskFailed("w2", "a", "ValueError: no")])
+def test_what_exists_cannot_fail(end):
+    state = State({"a": Job(), "b": Job(("a",))})
+    state.handle(WorkerJoined("w1"))
+    state.handle(WorkerJoined("w2"))
+    assert state.handle(WorkerLost("w1")) == [Run("w2", "a")]
+    state.handle(TaskDone("w1", "a"))
+    state.handle(end)
+    assert (state.done, state.failed, state.attempts) == ({"a"}, {}, {"a": 1})
+
+
+def test_what_is_blocked_stays_so():
+    jobs = {"a": Job(), "b": Job(("a",)), "c": Job(("b",)), "d": Job(("a",))}
+    state = State(jobs, done=["a"])
+    state.handle(WorkerJoined("w1"))
+    state.handle(WorkerJoined("w2"))
+    assert state.running == {"w1": "b", "w2": "d"}
+    state.handle(WorkerLost("w1"))
+    assert state.handle(InputDamaged("w2", "d", "a")) == [Run("w2", "a")]
+    state.handle(TaskFailed("w2", "a", "OSError: no data"))
+    assert state.handle(TaskDone("w1", "b")) == []
+    assert (state.done, state.blocked) == (set(), dict.fromkeys("bcd", "a"))
+
+
 def test_a_job_can_fail_while_a_second_worker_makes_it():
     state = State({"a": Job(), "b": Job(("a",))}, done=["a"], max_attempts=2)
     state.handle(WorkerJoined("w1"))
@@ -468,6 +506,13 @@ def test_a_job_can_fail_while_a_second_worker_makes_it():
     assert not state.finished
     assert state.handle(TaskDone("w2", "a")) == []
     assert (state.done, state.finished) == (set(), True)
+
+
+@pytest.mark.parametrize(("ahead", "chosen"), [(15, "use a"), (16, "k0")])
+def test_no_more_than_16_jobs_are_looked_at(ahead, chosen):
+    state = State({f"k{i}": Job() for i in range(ahead)} | {"a": Job(), "use a": Job(("a",))})
+    assert state.handle(WorkerJoined("w")) == [Run("w", "a")]
+    assert state.handle(TaskDone("w", "a")) == [Run("w", chosen)]
 
 
 def test_a_worker_that_comes_back_holds_nothing():
