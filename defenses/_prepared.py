@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 __all__ = ["once_per"]
 
 T = TypeVar("T")
-_made: dict[tuple[int, str], tuple["weakref.ref[NDArray[Any]]", Any]] = {}
+_made: dict[tuple[int, str], tuple[Any, Any]] = {}
 
 
 def once_per(array: NDArray[Any], purpose: str, make: Callable[[], T]) -> T:
@@ -24,5 +24,10 @@ def once_per(array: NDArray[Any], purpose: str, make: Callable[[], T]) -> T:
         found: T = entry[1]
         return found
     made = make()
-    _made[key] = (weakref.ref(array, lambda _, kept=_made: kept.pop(key, None)), made)
+
+    # Holds the table itself: at the interpreter's end this module's names go first.
+    def forget(_: object, kept: dict[tuple[int, str], tuple[Any, Any]] = _made) -> None:
+        kept.pop(key, None)
+
+    _made[key] = (weakref.ref(array, forget), made)
     return made

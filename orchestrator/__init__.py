@@ -13,4 +13,5 @@ history.py   what a run sends to MLflow, and what waits to be sent
 progress.py  what the person sees meanwhile
 report.py    results as tables in the terminal
 listing.py   every attack, defense, dataset, architecture and experiment by name
+timeline.py  when each task ran, as a Chrome trace
 """

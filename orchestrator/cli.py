@@ -183,6 +183,38 @@ def status(
         print_status(console, found, Store(root))
 
 
+@app.command()
+def timeline(
+    name: Name,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The file to write; default NAME.trace.json.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    data_dir: DataDir = None,
+    overrides: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Write when each task ran, and on which worker, as a Chrome trace.
+
+    Open the file in chrome://tracing or in Perfetto.
+    """
+    with _Errors(debug):
+        data_dir, root = _data_dir(data_dir), _store(store)
+        experiment = _load(name, overrides, data_dir)
+        from orchestrator.plan import make_plan
+        from orchestrator.resume import Store
+        from orchestrator.timeline import chrome_trace
+
+        tasks = make_plan(experiment, data_dir).tasks
+        measured = Store(root).tables.frame("tasks")
+        found = int(measured["key"].isin(list(tasks)).sum())
+        if not found:
+            _refuse(f"the store {store} has no finished task of '{name}'; run it first")
+        path = out or Path(f"{experiment.name}.trace.json")
+        path.write_text(chrome_trace(tasks, measured), encoding="utf-8")
+        _console().print(f"{found} tasks written to {path}")
+
+
 @app.command("list")
 def list_(
     what: Annotated[

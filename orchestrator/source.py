@@ -86,12 +86,16 @@ class Content:
     def located(self, problem: Problem) -> Problem:
         """The problem with the line of the nearest enclosing path that the file has."""
         path = problem.path
-        while path and problem.line is None:
-            if path in self.changed:
-                return Problem(problem.path, f"{problem.message} (as --set says)")
-            if path in self.lines:
-                return Problem(problem.path, problem.message, self.lines[path])
-            path = re.sub(r"(\.[^.\[\]]*|\[\d+\]|^[^.\[\]]*)$", "", path) if path[-1] != "." else ""
+        if problem.line is not None:
+            return problem
+        # By every ending at a step: keys may hold brackets and dots themselves.
+        for end in range(len(path), 0, -1):
+            if end < len(path) and path[end] not in ".[":
+                continue
+            if path[:end] in self.changed:
+                return Problem(path, f"{problem.message} (as --set says)")
+            if path[:end] in self.lines:
+                return Problem(path, problem.message, self.lines[path[:end]])
         return problem
 
 

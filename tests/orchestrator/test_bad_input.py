@@ -166,6 +166,13 @@ def test_commands_that_only_read_refuse_the_same(place: Place, verb: str) -> Non
     assert not place.store.exists()
 
 
+def test_labels_with_brackets_are_shown_as_they_are(done: Place) -> None:
+    label = "[red]a[/b] :x:"
+    said = done.run(defenses=[{"name": "prototype", "label": label}])
+    assert said.code == 0, said.text
+    assert label in said.text
+
+
 # -- the data -------------------------------------------------------------------------------------
 
 

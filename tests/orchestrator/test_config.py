@@ -423,6 +423,7 @@ QUICK = settings(
 @given(place=st.sampled_from(places(VALID)), value=ANYTHING, act=st.sampled_from(["put", "drop"]))
 @example(place=("defenses",), value=[[[[]]]], act="put")
 @example(place=("target",), value={"name": "mlp_s"}, act="put")
+@example(place=("target",), value={"][.": 3, "": 1}, act="put")
 @example(place=("datasets", 0, "path"), value="~nobody-here/x.npz", act="put")
 def test_any_change_of_a_valid_file_loads_or_is_a_config_error(
     tmp_path: Path, place: tuple[Any, ...], value: Any, act: str
