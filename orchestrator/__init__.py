@@ -3,8 +3,8 @@
 cli.py       the command line: run, plan, status, list
 __main__.py  the same, as python -m orchestrator
 source.py    an experiment file as text: lines, keys given twice, settings changed from outside
-config.py    what an experiment file may say, and loading one
-check.py     an experiment file against what there is, with every problem at once
+config.py    what an experiment file may say
+check.py     load an experiment file, checked against what there is, all problems at once
 plan.py      an experiment as tasks, deduplicated by key
 resume.py    a plan beside what the store has of it
 state.py     the scheduler: events in, instructions out

@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from attacks.base import Attack
+from attacks.base import Planning as PlanningAttack
 from defenses.base import Defense
 from orchestrator._wording import field_problem, problem_of
 from orchestrator.config import (
@@ -26,13 +27,13 @@ from orchestrator.config import (
     grid_points,
     point_label,
 )
-from orchestrator.source import Problem
+from orchestrator.source import ConfigError, Problem, read
 from storage import datasets
 from tasks import architectures, plugins
 from tasks.base import Data, canonical
 from tasks.split import Split
 
-__all__ = ["check"]
+__all__ = ["check", "load_experiment"]
 
 _Part = TypeVar("_Part", bound=BaseModel)
 _MOST_WEIGHTS = 2_000_000_000
@@ -58,6 +59,30 @@ class _Parts:
     datasets: list[tuple[str, DatasetEntry]] = field(default_factory=list)
     chains: list[_Chain] = field(default_factory=list)
     attacks: list[tuple[str, AttackEntry]] = field(default_factory=list)
+
+
+def load_experiment(
+    name: str, overrides: Sequence[str] = (), data_dir: Path | None = None
+) -> Experiment:
+    """Read, override and check an experiment; its datasets are loaded and checked too.
+
+    Args:
+        name: a packaged experiment, or the path of a YAML file.
+        overrides: "key=value" with a dotted path and a YAML value, such as "target.epochs=5".
+        data_dir: where datasets are looked for.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    content = read(name)
+    for override in overrides:
+        content.set(override)
+    content.raw.setdefault("name", content.path.stem)
+    found = [content.located(problem) for problem in check(content.raw, data_dir)]
+    problems = dict.fromkeys([*content.problems, *found])
+    if problems:
+        raise ConfigError(str(content.path), sorted(problems, key=lambda p: p.line or 0))
+    return Experiment.model_validate(content.raw)
 
 
 def check(raw: Mapping[str, Any], data_dir: Path | None) -> list[Problem]:
@@ -277,6 +302,12 @@ def _attacks(parts: _Parts) -> Iterator[Problem]:
         if cls is not None:
             preset = dict(cls.PRESETS.get(entry.preset or parts.preset, {}))
             yield from _fields(cls, [preset], entry, path)
+            if entry.adaptive and not issubclass(cls, PlanningAttack):
+                message = (
+                    f"{entry.name} trains no models of its own, so it has no adaptive form; "
+                    "it is fitted on defended answers anyway (fit_on: defended)"
+                )
+                yield Problem(f"{path}.adaptive", message)
         labels += [(path, attack_label(entry) + suffix) for suffix in _suffixes(entry)]
     yield from _repeated(labels, "drop it, or give it a label of its own")
 

@@ -303,7 +303,7 @@ def _store(given: Path) -> Path:
 
 
 def _load(name: str, overrides: list[str] | None, data_dir: Path | None) -> "Experiment":
-    from orchestrator.config import load_experiment
+    from orchestrator.check import load_experiment
 
     return load_experiment(name, overrides or (), data_dir)
 

@@ -1,32 +1,26 @@
-"""An experiment file, validated: every problem at once, each with its place in the file."""
+"""What an experiment file may say."""
 
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from orchestrator.source import ConfigError, Problem, packaged, read
 from storage import datasets
 from storage.datasets import Source
 from tasks.noise import NoisePolicy
 
 __all__ = [
     "AttackEntry",
-    "ConfigError",
     "DatasetEntry",
     "DefenseEntry",
     "Experiment",
-    "Problem",
     "SplitSizes",
     "TargetEntry",
     "attack_label",
     "chain_label",
     "grid_points",
-    "load_experiment",
-    "packaged",
     "point_label",
 ]
 
@@ -208,32 +202,6 @@ class Experiment(_Entry):
             [_flat(entry, "params") for entry in chain] for chain in plain["defenses"]
         ]
         return plain
-
-
-def load_experiment(
-    name: str, overrides: Sequence[str] = (), data_dir: Path | None = None
-) -> Experiment:
-    """Read, override and check an experiment; its datasets are loaded and checked too.
-
-    Args:
-        name: a packaged experiment, or the path of a YAML file.
-        overrides: "key=value" with a dotted path and a YAML value, such as "target.epochs=5".
-        data_dir: where datasets are looked for.
-
-    Raises:
-        ConfigError: with every problem found.
-    """
-    from orchestrator.check import check  # it needs the models above
-
-    content = read(name)
-    for override in overrides:
-        content.set(override)
-    content.raw.setdefault("name", content.path.stem)
-    found = [content.located(problem) for problem in check(content.raw, data_dir)]
-    problems = dict.fromkeys([*content.problems, *found])
-    if problems:
-        raise ConfigError(str(content.path), sorted(problems, key=lambda p: p.line or 0))
-    return Experiment.model_validate(content.raw)
 
 
 def grid_points(entry: DefenseEntry | AttackEntry) -> Iterator[dict[str, Any]]:

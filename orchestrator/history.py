@@ -51,7 +51,10 @@ class History:
             return []
         warning = self._mirror.close(timeout_s=60)
         arrived = [r for r in rows if (r["task_key"], r["label"]) in self._mirror.sent]
-        self._ledger.mark(self._uri, arrived)
+        try:
+            self._ledger.mark(self._uri, arrived)
+        except OSError as error:  # they would be looked up and not sent twice
+            return [f"what was sent to MLflow could not be noted: {error}"]
         return [warning] if warning else []
 
     def _sender(self) -> Mirror:

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 from rich.table import Table
 
-from orchestrator.config import packaged
+from orchestrator.source import packaged
 from storage import datasets
 from tasks import architectures, plugins
 

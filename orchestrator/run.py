@@ -20,7 +20,7 @@ from orchestrator.history import History
 from orchestrator.plan import Plan, make_plan
 from orchestrator.resume import Prepared, Store, cell_rows, compare, describe, record
 from orchestrator.state import Job, Run, State
-from storage.artifacts import ArtifactDamaged
+from storage.artifacts import ArtifactDamaged, StoreUnwritable
 from tasks.base import Task
 from tasks.worker import Site, execute, prepare
 
@@ -134,9 +134,12 @@ def run(experiment: Experiment, options: Options, progress: Progress) -> Outcome
             _Loop(prepared, options, store, progress, history, outcome).work()
     finally:
         progress.end()
-        store.tables.write_cells(
-            experiment.name, cell_rows(plan, store, outcome.failed, outcome.blocked)
-        )
+        try:
+            store.tables.write_cells(
+                experiment.name, cell_rows(plan, store, outcome.failed, outcome.blocked)
+            )
+        except StoreUnwritable as error:
+            outcome.stopped = outcome.stopped or str(error)
         outcome.warnings += history.close()
     return outcome
 
@@ -179,6 +182,8 @@ class _Loop:
                     if isinstance(event, WorkerJoined) and not self.outcome.workers:
                         began = time.perf_counter()
                     self._obey(self._hear(event))
+        except StoreUnwritable as error:  # the disk filled up under the tables
+            self.outcome.stopped = str(error)
         finally:
             self.outcome.makespan_s = time.perf_counter() - began
             self.outcome.failed = dict(self.state.failed)
@@ -222,6 +227,12 @@ class _Loop:
                 self.executor.submit(worker, task.key, execute, task, self.site, worker)
 
     def _keep_failures(self) -> None:
+        try:
+            self._write_failures()
+        except StoreUnwritable as error:
+            self.outcome.stopped = self.outcome.stopped or str(error)
+
+    def _write_failures(self) -> None:
         for key, reason in self.state.failed.items():
             task = self.tasks[key]
             row = {

@@ -1,6 +1,7 @@
 """MLflow as a view of the result tables: rows become runs, and can always be sent again."""
 
 import json
+import logging
 import math
 import os
 import re
@@ -32,7 +33,8 @@ _TAG_COLUMNS = frozenset({"task_key", "experiment"})
 _PARAM_LENGTH = 6000  # MLflow's limit, since 2.9
 _ANSWER_S = 5
 # MLflow's defaults retry for minutes, obey a server's Retry-After, report usage to its makers and
-# print a link for each run. It reads these when imported or asked; a person's own setting wins.
+# print a link for each run, and it logs the errors that we report ourselves. It reads these when
+# imported or asked; a person's own setting wins.
 # No retries at all: a create_run repeated after a lost answer would double a run.
 _MANNERS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -40,7 +42,7 @@ _MANNERS = {
     "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
 }
 _DATABASE = re.compile(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?:")
 _SECRET = re.compile(r"(?i)([?&;][^=&\s]*(?:pass|pwd|token|secret|key|sig|cred)[^=&\s]*=)[^&\s]+")
@@ -306,6 +308,8 @@ def _connect(uri: str) -> Any:
             engine.dispose()
     from mlflow import MlflowClient
 
+    # Also where something else imported MLflow before it could read our manners.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return MlflowClient(uri)
 
 

@@ -117,7 +117,7 @@ def processes(data: State) -> Iterator[Callable[[list[int]], ProcessPoolExecutor
 
 
 @pytest.mark.skipif(len(CORES) < 2, reason="needs two cores that processes can be pinned to")
-def test_many_models(benchmark) -> None:
+def test_many_models(benchmark, capsys) -> None:
     name, data = location()
     timed = benchmark.enabled
     num_models, rounds, epochs = (NUM_MODELS, ROUNDS, 30) if timed else (16, 1, 1)
@@ -158,7 +158,8 @@ def test_many_models(benchmark) -> None:
     info = {"data": name, "gflop_per_s": wall_limit / 1e9, "ways": table, "ratios": ratios}
     benchmark.extra_info.update(info)
     if timed:
-        show(info)
+        with capsys.disabled():
+            show(info)
 
 
 def agree(alone: list[TrainedModel], together: list[TrainedModel]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.config import load_experiment
+from orchestrator.check import load_experiment
 from orchestrator.resume import Store
 from orchestrator.run import Options, Outcome, run
 

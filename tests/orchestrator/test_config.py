@@ -10,7 +10,9 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.config import ConfigError, Experiment, load_experiment, packaged
+from orchestrator.check import load_experiment
+from orchestrator.config import Experiment
+from orchestrator.source import ConfigError, packaged
 
 VALID: dict[str, Any] = {
     "name": "tiny",

@@ -46,7 +46,7 @@ print("killed", killed, "code", code)
 
 
 def test_twenty_kills(undisturbed, lab):
-    before, outcome, _ = undisturbed
+    before, _outcome, _ = undisturbed
     rng = random.Random(20261122)
     delays = ",".join(f"{rng.uniform(0.02, 1.1):.3f}" for _ in range(KILLS))
     argv = ["sfumato", "run", str(lab.file()), "--inline", "--store", str(lab.store.root)]
@@ -70,7 +70,7 @@ def test_twenty_kills(undisturbed, lab):
     assert set(finished.values()) <= {1}
     rows = lab.store.tables.frame("results", "tiny")
     assert len(rows) == len(set(zip(rows["task_key"], rows["label"], strict=True))) == 16
-    assert tracked(lab) == Counter({key: 1 for key in rows["task_key"]})
+    assert tracked(lab) == Counter(dict.fromkeys(rows["task_key"], 1))
 
 
 def tracked(lab) -> Counter:

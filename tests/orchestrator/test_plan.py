@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
-from orchestrator.config import load_experiment, packaged
+from orchestrator.check import load_experiment
 from orchestrator.plan import Cell, Plan, make_plan
+from orchestrator.source import packaged
 from storage import datasets
 from tasks.answers import Answers
 from tasks.base import Task

@@ -12,7 +12,7 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "tiny.json"
 
 
 def test_first_run_fills_every_cell(undisturbed):
-    lab, outcome, quiet = undisturbed
+    lab, outcome, _quiet = undisturbed
     tables = lab.store.tables
     cells = tables.frame("cells", "tiny")
     assert set(cells["status"]) == {"done"}
@@ -69,7 +69,7 @@ def test_a_further_seed_runs_only_that_seed(undisturbed, lab):
 
 
 def test_a_further_attack_runs_only_that_attack(undisturbed, lab):
-    before, outcome, _ = undisturbed
+    before, _outcome, _ = undisturbed
     shutil.copytree(before.store.root, lab.store.root)
     attacks = [*lab.tiny["attacks"], {"name": "metric", "statistic": "entropy"}]
     again, quiet = lab.run(attacks=attacks)
@@ -116,7 +116,7 @@ def test_damaged_input_found_while_running_is_made_again(undisturbed, lab):
 def test_failed_task_blocks_only_its_branch(lab):
     """A learning rate that diverges fails one attack; every other cell is filled."""
     attacks = ["gap", {"name": "nsh", "epochs": 2, "width": 0.1, "learning_rate": 1e30}]
-    outcome, quiet = lab.run(attacks=attacks, defenses=["none"])
+    outcome, _quiet = lab.run(attacks=attacks, defenses=["none"])
     assert len(outcome.failed) == 1
     assert "learning_rate" in next(iter(outcome.failed.values()))
     cells = lab.store.tables.frame("cells", "tiny")
@@ -129,7 +129,7 @@ def test_failed_task_blocks_only_its_branch(lab):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_tables_are_equal_on_ray(undisturbed, lab, workers):
     before, outcome, _ = undisturbed
-    again, quiet = lab.run(executor="ray", workers=workers)
+    again, _quiet = lab.run(executor="ray", workers=workers)
     assert not again.failed
     assert again.ran == outcome.ran
     assert equal(before.store.tables, lab.store.tables) == []
