@@ -107,11 +107,11 @@ def test_agrees_with_the_layers_written_out(recipe):
     condition = np.eye(5)[c.argmax(axis=1)]
     _, _, logits = numpy_reformer(c, condition, xi, parameters, recipe)
     p = reform(c, xi, parameters, recipe)
-    np.testing.assert_allclose(p, softmax(logits, axis=1), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(p, softmax(logits, axis=1), rtol=0, atol=1e-6)
     # The condition is the label, and it changes the answer.
     other = np.roll(condition, 1, axis=1)
     _, _, logits = numpy_reformer(c, other, xi, parameters, recipe)
-    assert np.abs(p - softmax(logits, axis=1)).max() > 1e-6
+    assert np.abs(p - softmax(logits, axis=1)).max() > 1e-5
 
 
 def test_row_does_not_depend_on_its_batch():
@@ -121,7 +121,7 @@ def test_row_does_not_depend_on_its_batch():
     together = reform(c, xi, parameters, ELBO)
     for rows in (slice(0, 1), slice(4000, 4321), slice(4990, 5000)):
         alone = reform(c[rows], xi[rows], parameters, ELBO)
-        np.testing.assert_allclose(alone, together[rows], rtol=0, atol=1e-13)
+        np.testing.assert_allclose(alone, together[rows], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("objective", ["text", "code", "elbo"])
