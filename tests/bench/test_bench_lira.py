@@ -45,4 +45,4 @@ def test_score(benchmark: Any, signals: Any, mode: Any, global_variance: bool) -
     if benchmark.stats is not None:  # None under --benchmark-disable
         ratio = benchmark.stats.stats.min / min(densities_s)
         benchmark.extra_info["times_one_density_pass"] = round(ratio, 2)
-        print(f"lira {mode}, global_variance {global_variance}: {ratio:.2f} density passes")  # noqa: T201
+        print(f"lira {mode}, global_variance {global_variance}: {ratio:.2f} density passes")

@@ -56,4 +56,4 @@ def test_handle(benchmark, plan) -> None:
     if benchmark.stats is not None:  # None under --benchmark-disable
         events_per_s = (NUM_JOBS + NUM_WORKERS) / benchmark.stats.stats.mean
         benchmark.extra_info["events_per_s"] = round(events_per_s)
-        print(f"{plan}: {events_per_s:,.0f} events/s")  # noqa: T201
+        print(f"{plan}: {events_per_s:,.0f} events/s")

@@ -170,8 +170,8 @@ def agree(alone: list[TrainedModel], together: list[TrainedModel]) -> None:
 
 
 def show(info: dict) -> None:
-    print(f"\n{info['data']}: {info['gflop_per_s']:.0f} GFLOP/s on both cores")  # noqa: T201
+    print(f"\n{info['data']}: {info['gflop_per_s']:.0f} GFLOP/s on both cores")
     for name, row in info["ways"].items():
-        print(f"{name:30}", *(f"{key} {value:.3f}" for key, value in row.items()))  # noqa: T201
+        print(f"{name:30}", *(f"{key} {value:.3f}" for key, value in row.items()))
     for name, ratio in info["ratios"].items():
-        print(f"{name}: {ratio:.2f}")  # noqa: T201
+        print(f"{name}: {ratio:.2f}")

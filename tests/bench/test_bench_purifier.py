@@ -1,0 +1,143 @@
+"""PURIFIER's answers against the target's own inference, in parts.
+
+Ratios to the undefended target in the same run, one thread, medians of five interleaved rounds;
+`per_input` noise, the target's own pass included. The network and the data have Location's shape;
+weights are trained for a few epochs only, which costs the same to ask.
+"""
+
+import json
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pytest
+
+from defenses._cvae import reform
+from defenses._swapper import matched
+from defenses.base import Records, Reference
+from defenses.purifier import Purifier
+from storage.datasets import canonical_bytes
+from tasks import training
+from tasks.architectures import make
+from tasks.noise import KeyedNoise, noise_keys
+from tasks.service import Defended, Model, Service
+from tasks.setting import DefenderSetting
+from tasks.worker import prepare
+
+ROUNDS = 5
+LOCATION = {"classes": 30, "features": 446, "members": 1600}
+KEPT = Path(".benchmarks") / "purifier_answers.json"
+
+
+def deployed(classes: int, features: int, members: int, dataset: str):
+    """An overfitted target with PURIFIER (paper's sizes, per_input) around it."""
+    prepare()
+    rng = np.random.default_rng(0)
+    prototype = rng.random((classes, features)) < 0.3
+    y = rng.integers(0, classes, 2 * members)
+    x = (prototype[y] ^ (rng.random((2 * members, features)) < 0.3)).astype(np.float32)
+    architecture = make("location_mlp3", epochs=15)
+    trained = training.train(architecture, x[:members], y[:members], num_classes=classes, seed=0)
+    module = training.load_module(architecture, trained.weights, (features,), classes)
+    target = Service(Model(module, "cpu"))
+    cut = members + round(0.8 * members)
+    setting = DefenderSetting(
+        members=Records(x[:members], y[:members]),
+        reference=Reference(
+            x[members:],
+            y[members:],
+            fit=Records(x[members:cut], y[members:cut]),
+            val=Records(x[cut:], y[cut:]),
+        ),
+        num_classes=classes,
+        answer=target.answer,
+        trained=(),
+        train=lambda *_, **__: {},
+        device="cpu",
+    )
+    fields = {**Purifier.preset("paper", dataset, classes), "epochs": 2}
+    state = Purifier(**fields, reformer=False).fit(setting, seed=0)
+    state |= Purifier(**fields, swapper=False).fit(setting, seed=0)
+    purifier = Purifier(**fields)
+    defended = Service(Defended(target, purifier, state, "per_input", b"secret", "binary"))
+    return target, defended, purifier, state, rng
+
+
+def multiply_adds(purifier: Purifier, classes: int, features: int) -> tuple[int, int]:
+    """Of one answer: the reformer's and the target's."""
+    h1, h2, h3 = purifier.hidden
+    latent = purifier.latent
+    encoder = 2 * classes * h1 + h1 * h2 + h2 * h3 + 2 * h3 * latent
+    decoder = (latent + classes) * h3 + h3 * h2 + h2 * h1 + h1 * classes
+    return encoder + decoder, features * 256 + 256 * 128 + 128 * classes
+
+
+@pytest.mark.parametrize("batch", [1, 256, 8192])
+def test_location(benchmark, batch, capsys):
+    target, defended, purifier, state, rng = deployed(**LOCATION, dataset="location30")
+    x = (rng.random((batch, LOCATION["features"])) < 0.3).astype(np.float32)
+    parameters = {
+        k.removeprefix("reformer."): v for k, v in state.items() if k.startswith("reformer.")
+    }
+    c = target.afresh(x)
+    xi = rng.normal(size=(batch, purifier.latent))
+
+    def draw():
+        keys = noise_keys(b"secret", canonical_bytes(x, "binary"), None)
+        return KeyedNoise(keys, "per_input").normal((batch, purifier.latent))
+
+    ways = {
+        "target": lambda: target.afresh(x),
+        "purifier": lambda: defended.afresh(x),
+        "neighbours": lambda: matched(c, state["swap.confidence"], 1e-6),
+        "reformer": lambda: reform(c, xi, parameters, purifier._recipe),
+        "noise": draw,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    repeats = 1 if benchmark.disabled else max(1, 2048 // batch)
+    for _ in range(1 if benchmark.disabled else ROUNDS + 1):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            for _ in range(repeats):
+                way()
+            seconds[name].append((time.perf_counter() - started) / repeats)
+    typical = {name: median(taken[1:] or taken) for name, taken in seconds.items()}
+    ratio = {name: taken / typical["target"] for name, taken in typical.items()}
+    ratio["rest"] = ratio["purifier"] - sum(
+        ratio[part] for part in ("target", "neighbours", "reformer", "noise")
+    )
+    own, base = multiply_adds(purifier, LOCATION["classes"], LOCATION["features"])
+    benchmark.extra_info.update(batch=batch, ratio=ratio, multiply_adds=(own + base) / base)
+    benchmark.pedantic(ways["purifier"], rounds=ROUNDS)
+    if not benchmark.disabled:
+        _keep(f"location batch {batch}", {"seconds": typical, "ratio": ratio})
+        with capsys.disabled():
+            parts = ", ".join(f"{name} {value:.2f}" for name, value in ratio.items())
+            print(
+                f"\nbatch {batch}: in target passes ({1e3 * typical['target']:.3f} ms): {parts}; "
+                f"multiply-adds {(own + base) / base:.2f}"
+            )
+    assert np.allclose(defended.afresh(x).sum(axis=1), 1)
+
+
+def test_fifty_thousand_ten_class_answers(benchmark, capsys):
+    """The paper needs 282 s for these, most of it in its kNN."""
+    num = 500 if benchmark.disabled else 50_000
+    _, defended, _, _, rng = deployed(10, 446, 1600, dataset="cifar10")
+    x = (rng.random((num, 446)) < 0.3).astype(np.float32)
+    started = time.perf_counter()
+    released = benchmark.pedantic(lambda: defended.afresh(x), rounds=1)
+    seconds = time.perf_counter() - started
+    if not benchmark.disabled:
+        _keep("50,000 ten-class answers", {"seconds": seconds})
+        with capsys.disabled():
+            print(f"\n{num} ten-class answers: {seconds:.2f} s")
+    assert released.shape == (num, 10)
+
+
+def _keep(name: str, numbers: dict) -> None:
+    """Add to the JSON beside pytest-benchmark's own."""
+    KEPT.parent.mkdir(exist_ok=True)
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    KEPT.write_text(json.dumps({**kept, name: numbers}, indent=1))
