@@ -24,7 +24,7 @@ from tasks.stacked import train_many
 from tasks.training import TrainedModel, train
 
 NUM_ROWS, NUM_CLASSES, SEED = 2505, 30, 0
-ROUNDS = 4  # of NUM_MODELS / ROUNDS models each
+ROUNDS = 8  # of NUM_MODELS / ROUNDS models each
 NUM_MODELS = 64
 STACKED = "two processes, stacked"
 FLOP_PER_RECORD = 4 * 446 * 256 + 6 * (256 * 128 + 128 * 30)  # no gradient of the records

@@ -115,6 +115,11 @@ def lab(tmp_path):
     return Lab(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def module_lab(tmp_path_factory):
+    return Lab(tmp_path_factory.mktemp("lab"))
+
+
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     """The small experiment run once, inline, from an empty store. Not to be changed."""
