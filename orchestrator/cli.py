@@ -33,7 +33,7 @@ was computed stays in the store: interrupt at any moment, and the same command r
 
 [bold]Start here[/bold]
 
-  sfumato run quickstart            two small datasets, about a minute, nothing to download
+  sfumato run quickstart            two small datasets, no download
 
   sfumato list attacks              what there is, and which paper each comes from
 

@@ -25,7 +25,7 @@ _FLAG_MARKS = {
     "overlap": "o",
 }
 _MEANING = {
-    "invalid": "invalid: below the gap attack, so under-trained",
+    "invalid": "in some seed 1.5 points below the gap attack it contains: under-trained",
     "collapsed": "collapsed: the reformer is one prototype per label",
     "non_adaptive": "non-adaptive: the attacker ignores the defense",
     "leaky": "leaky: the defense saw the non-members",
@@ -97,7 +97,6 @@ def _attacks(
     for label in labels:
         table.add_column(label, justify="right")
     marks: set[str] = set()
-    worst: list[tuple[float, str]] = []
     for attack in attacks:
         shown = [attack]
         for label in labels:
@@ -110,8 +109,9 @@ def _attacks(
     for label in labels:
         mine = rows[(rows["label"] == label) & rows["attack_label"].isin(attacks)]
         means = mine.groupby("attack_label")["attack_accuracy"].mean()
-        worst = [(float(v), str(k)) for k, v in means.items()]
-        top = max(worst, default=None)
+        # Attacks that tie exactly are named by the first in the experiment's order.
+        worst = [(float(means[name]), name) for name in attacks if name in means.index]
+        top = max(worst, key=lambda entry: entry[0], default=None)
         shown.append(f"{100 * top[0]:.1f}\n{top[1]}" if top else "-")
     table.add_row(*shown, style="bold")
     if marks:

@@ -82,7 +82,7 @@ class RunAttack(Task):
     """
 
     VERSION: ClassVar[int] = 1
-    SECONDS: ClassVar[float] = 4.0
+    SECONDS: ClassVar[float] = 1.5
 
     answers: Answers
     attack: Attack
