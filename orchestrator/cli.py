@@ -249,7 +249,8 @@ class _Errors:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or isinstance(error, typer.Exit):
+        # SystemExit: whoever reads our output closed the pipe (`| head`), and rich says so.
+        if error is None or isinstance(error, typer.Exit | SystemExit):
             return
         if self._debug and not isinstance(error, KeyboardInterrupt):
             return
@@ -281,7 +282,8 @@ def _console() -> "Console":
     from rich.console import Console
 
     # Without a terminal rich assumes 80 columns, which cuts tables in logs.
-    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160"))
+    asked = os.environ.get("COLUMNS", "")
+    width = None if sys.stdout.isatty() else max(40, int(asked)) if asked.isdigit() else 160
     # No markup: labels, paths and errors may hold brackets, which are not styles.
     return Console(width=width, highlight=False, soft_wrap=False, markup=False, emoji=False)
 

@@ -69,7 +69,7 @@ def _utility(rows: pd.DataFrame, labels: Sequence[str], dataset: str, seeds: int
         "fit x",
         "query x",
     )
-    table.add_column("defense")
+    table.add_column("defense", overflow="fold")
     for column in columns:
         table.add_column(column, justify="right")
     for label in labels:
@@ -93,9 +93,9 @@ def _attacks(
 ) -> Table:
     title = f"{dataset}: what each attack gets (accuracy %, below it AUC; {_seeds(seeds)})"
     table = Table(title=title, title_justify="left", show_lines=True)
-    table.add_column("attack")
+    table.add_column("attack", overflow="fold")
     for label in labels:
-        table.add_column(label, justify="right")
+        table.add_column(label, justify="right", overflow="fold")
     marks: set[str] = set()
     for attack in attacks:
         shown = [attack]

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from orchestrator.plan import Plan
-from storage.artifacts import ArtifactDamaged, Artifacts, write_whole
+from storage.artifacts import ArtifactDamaged, ArtifactMissing, Artifacts, write_whole
 from storage.tables import Tables
 from tasks.base import Task, measured
 
@@ -120,7 +120,7 @@ def _restore_rows(
     for key in lacking:
         try:
             record(plan.tasks[key], store)
-        except ArtifactDamaged as error:
+        except (ArtifactDamaged, ArtifactMissing) as error:
             notes.append(_damaged(store.artifacts, plan.tasks[key], str(error), repair))
             damaged.add(key)
     return damaged

@@ -20,7 +20,7 @@ from orchestrator.history import History
 from orchestrator.plan import Plan, make_plan
 from orchestrator.resume import Prepared, Store, cell_rows, compare, describe, record
 from orchestrator.state import Job, Run, State
-from storage.artifacts import ArtifactDamaged, StoreUnwritable
+from storage.artifacts import ArtifactDamaged, ArtifactMissing, StoreUnwritable
 from tasks.base import Task
 from tasks.worker import Site, execute, prepare
 
@@ -119,14 +119,20 @@ def run(experiment: Experiment, options: Options, progress: Progress) -> Outcome
     """
     store = Store(options.store)
     plan = make_plan(experiment, options.data_dir)
-    describe(plan, store)
-    store.artifacts.drop_stale_drafts(older_than_s=_STALE_S)
     prepared = compare(plan, store, repair=True)
     outcome = Outcome(plan, cached=len(prepared.done))
+    try:
+        describe(plan, store)
+        store.artifacts.drop_stale_drafts(older_than_s=_STALE_S)
+        # Cells are written before and after: a killed driver leaves results that can be queried.
+        store.tables.write_cells(experiment.name, cell_rows(plan, store, {}, {}))
+    except StoreUnwritable as error:
+        if prepared.needed:
+            raise
+        outcome.warnings.append(str(error))  # all results are there to be read
+        return outcome
     for note in prepared.notes:
         progress.note(note)
-    # Cells are written before and after: a killed driver leaves results that can be queried.
-    store.tables.write_cells(experiment.name, cell_rows(plan, store, {}, {}))
     history = History(plan, store, options.tracking_uri)
     try:
         if prepared.needed:
@@ -204,7 +210,7 @@ class _Loop:
                 seconds = float(result["duration_s"])
                 try:
                     self.history.put(record(self.tasks[key], self.store))
-                except ArtifactDamaged as error:
+                except (ArtifactDamaged, ArtifactMissing) as error:
                     self.store.artifacts.set_aside(key, str(error))
                     return TaskFailed(worker, key, str(error))
                 self.outcome.task_s += seconds

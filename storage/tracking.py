@@ -1,11 +1,13 @@
 """MLflow as a view of the result tables: rows become runs, and can always be sent again."""
 
+import fcntl
 import json
 import logging
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -310,7 +312,22 @@ def _connect(uri: str) -> Any:
 
     # Also where something else imported MLflow before it could read our manners.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    return MlflowClient(uri)
+    with _alone(uri):
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)  # makes and migrates the tables of a new database
+    return client
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Hold off other processes while a SQLite file is made: two migrations at once wreck it."""
+    path = uri.removeprefix("sqlite:///")
+    if path == uri:
+        yield
+        return
+    with open(f"{path}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _experiment_id(client: Any, experiment: str, artifact_root: Path | None) -> str:

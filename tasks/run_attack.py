@@ -2,7 +2,8 @@
 
 import json
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeGuard
 
 import numpy as np
@@ -29,7 +30,10 @@ COLLAPSED = 0.02  # within-label variance ratio below which a reformer is a prot
 
 @dataclass(frozen=True, eq=False)
 class Knowledge:
-    """`attacks.base.Knowledge`, as the threat model and the split grant it."""
+    """`attacks.base.Knowledge`, as the threat model and the split grant it.
+
+    It holds functions rather than the dataset and the store, where an attack could look further.
+    """
 
     fit: Known
     cal: Known
@@ -37,34 +41,18 @@ class Knowledge:
     num_classes: int
     trained: tuple[Any, ...]
     rows: NDArray[np.int64]
-    dataset: Dataset = field(repr=False)
     device: str
-    shadow_answers: "tuple[Answers, ...]"
-    bench: Bench = field(repr=False)
+    records: Callable[[NDArray[np.int64]], tuple[NDArray[Any], NDArray[np.int64]]]
+    shadow_models: "Callable[[], ShadowModels]"
 
     @property
     def shadows(self) -> "ShadowModels":
-        """The shadow models the attack asked for.
-
-        Raises:
-            TypeError: if it asked for none.
-        """
-        if not self.shadow_answers:
-            raise TypeError("this attack's trainings() asked for no shadows")
-        return ShadowModels(self.shadow_answers, self.bench)
+        """The shadow models the attack asked for; raises TypeError if it asked for none."""
+        return self.shadow_models()
 
     def x_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Records and labels of rows the attacker holds.
-
-        Raises:
-            PermissionError: if some row is not the attacker's.
-        """
-        foreign = np.setdiff1d(rows, self.rows)
-        if len(foreign):
-            raise PermissionError(
-                f"the attacker does not hold rows {foreign[:3].tolist()} ({len(foreign)} in all)"
-            )
-        return self.dataset.x(rows), self.dataset.y[rows]
+        """Records and labels of rows the attacker holds; raises PermissionError for others."""
+        return self.records(rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,10 +108,9 @@ class RunAttack(Task):
             query=Query(fitted_on.service(bench), self.attack.ACCESS),
             num_classes=dataset.num_classes,
             trained=tuple(t.trained(bench) for t in self.trainings if not is_shadow(t)),
-            shadow_answers=tuple(t for t in self.trainings if is_shadow(t)),
-            bench=bench,
+            shadow_models=self._shadow_models(bench),
             rows=known_rows(split, self.judge),
-            dataset=dataset,
+            records=held_records(dataset, known_rows(split, self.judge)),
             device=bench.device,
         )
         shuffled = self.attack.score(
@@ -180,6 +167,16 @@ class RunAttack(Task):
                 "sign": calibration.sign,
             },
         )
+
+    def _shadow_models(self, bench: Bench) -> "Callable[[], ShadowModels]":
+        answers = tuple(task for task in self.trainings if is_shadow(task))
+
+        def models() -> ShadowModels:
+            if not answers:
+                raise TypeError("this attack's trainings() asked for no shadows")
+            return ShadowModels(answers, bench)
+
+        return models
 
     def _checked(self, returned: Any, num: int) -> NDArray[np.float64]:
         score = np.asarray(returned, dtype=np.float64)
@@ -257,6 +254,22 @@ class RunAttack(Task):
             "task_key": self.key,
         }
         return {"results": [result], "scores": artifact.table("scores")}
+
+
+def held_records(
+    dataset: Dataset, held: NDArray[np.int64]
+) -> Callable[[NDArray[np.int64]], tuple[NDArray[Any], NDArray[np.int64]]]:
+    """Gives records and labels of rows among `held`, and a PermissionError for others."""
+
+    def records(rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        foreign = np.setdiff1d(rows, held)
+        if len(foreign):
+            raise PermissionError(
+                f"the attacker does not hold rows {foreign[:3].tolist()} ({len(foreign)} in all)"
+            )
+        return dataset.x(rows), dataset.y[rows]
+
+    return records
 
 
 class ShadowModels:

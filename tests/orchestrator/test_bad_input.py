@@ -343,6 +343,17 @@ def test_a_store_that_may_not_be_written(disk: Disk, finished: Place) -> None:
     assert f"{len(kept)} were in the store" in again.flat
 
 
+def test_a_read_only_store_with_everything_in_it_still_prints_its_table(
+    disk: Disk, finished: Place
+) -> None:
+    shutil.copytree(finished.store, disk.place.store, dirs_exist_ok=True)
+    disk.remount("ro")
+    said = disk.place.run()
+    assert said.code == 0, said.text
+    assert "what each attack gets" in said.flat
+    assert "cannot write" in said.flat
+
+
 def test_a_disk_that_fills_up_stops_the_run_and_the_same_command_resumes(
     disk: Disk, finished: Place
 ) -> None:

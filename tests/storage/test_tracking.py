@@ -301,4 +301,8 @@ def test_sqlite_is_quiet_keeps_to_its_folder_and_calls_nobody(
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert json.loads((folder / "called.json").read_text()) == []
     assert {p.name for p in folder.iterdir()} == {"store", "called.json"}
-    assert {p.name for p in (folder / "store").iterdir()} == {"mlflow.db", "ledger.jsonl"}
+    assert {p.name for p in (folder / "store").iterdir()} == {
+        "mlflow.db",
+        "mlflow.db.lock",
+        "ledger.jsonl",
+    }
