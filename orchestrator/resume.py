@@ -86,7 +86,10 @@ def compare(plan: Plan, store: Store, *, repair: bool) -> Prepared:
                 notes.append(_damaged(artifacts, task, "incomplete or altered", repair))
     done -= _restore_rows(plan, done, store, notes, repair)
     needed = _needed(plan, done)
-    return Prepared(plan, frozenset(done), needed, _expected(plan, store.tables), tuple(notes))
+    # What alike tasks took is looked up only where somebody will read it.
+    idle = repair and not needed
+    seconds = dict.fromkeys(plan.tasks, 0.0) if idle else _expected(plan, store.tables)
+    return Prepared(plan, frozenset(done), needed, seconds, tuple(notes))
 
 
 def _damaged(artifacts: Artifacts, task: Task, reason: str, repair: bool) -> str:

@@ -37,7 +37,10 @@ def deployed(classes: int, features: int, members: int, dataset: str):
     prototype = rng.random((classes, features)) < 0.3
     y = rng.integers(0, classes, 2 * members)
     x = (prototype[y] ^ (rng.random((2 * members, features)) < 0.3)).astype(np.float32)
-    architecture = make("location_mlp3", epochs=15)
+    # Labels that can only be memorised make members and others differ, so that there is a swap set.
+    noisy = rng.random(2 * members) < 0.4
+    y[noisy] = rng.integers(0, classes, int(noisy.sum()))
+    architecture = make("location_mlp3", epochs=30)
     trained = training.train(architecture, x[:members], y[:members], num_classes=classes, seed=0)
     module = training.load_module(architecture, trained.weights, (features,), classes)
     target = Service(Model(module, "cpu"))
@@ -58,6 +61,7 @@ def deployed(classes: int, features: int, members: int, dataset: str):
     )
     fields = {**Purifier.preset("paper", dataset, classes), "epochs": 2}
     state = Purifier(**fields, reformer=False).fit(setting, seed=0)
+    assert len(state["swap.confidence"]) > 0.2 * members
     state |= Purifier(**fields, swapper=False).fit(setting, seed=0)
     purifier = Purifier(**fields)
     defended = Service(Defended(target, purifier, state, "per_input", b"secret", "binary"))
