@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import scipy  # its stats load when first asked for: a cached rerun needs none
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -73,7 +74,7 @@ def auc(score: ArrayLike, is_member: ArrayLike) -> float:
     """Probability that a member outscores a non-member, ties counting 1/2 (Mann-Whitney)."""
     score_N, member_N = checked(score, is_member)
     num_in, num_out = member_N.sum(), (~member_N).sum()
-    rank_sum = stats.rankdata(score_N)[member_N].sum()
+    rank_sum = scipy.stats.rankdata(score_N)[member_N].sum()
     return float((rank_sum - num_in * (num_in + 1) / 2) / (num_in * num_out))
 
 
@@ -82,9 +83,9 @@ def _placements(score_N: Floats, member_N: Bools) -> tuple[Floats, Floats]:
 
     Source: Sun and Xu 2014: midranks in the whole minus midranks in the own group, O(N log N).
     """
-    rank_N = stats.rankdata(score_N)
-    below = rank_N[member_N] - stats.rankdata(score_N[member_N])
-    under = rank_N[~member_N] - stats.rankdata(score_N[~member_N])
+    rank_N = scipy.stats.rankdata(score_N)
+    below = rank_N[member_N] - scipy.stats.rankdata(score_N[member_N])
+    under = rank_N[~member_N] - scipy.stats.rankdata(score_N[~member_N])
     return below / (~member_N).sum(), 1 - under / member_N.sum()
 
 
@@ -115,7 +116,7 @@ def auc_interval(score: ArrayLike, is_member: ArrayLike) -> tuple[float, float, 
         member_N = np.asarray(is_member).astype(bool)
         p = TAIL ** (1 / min(member_N.sum(), (~member_N).sum()))
         return value, float(value * p), float(value * p + 1 - p)
-    half = stats.norm.isf(TAIL) * np.sqrt(variance) / (value * (1 - value))
+    half = scipy.stats.norm.isf(TAIL) * np.sqrt(variance) / (value * (1 - value))
     middle = special.logit(value)
     return value, float(special.expit(middle - half)), float(special.expit(middle + half))
 
@@ -136,7 +137,7 @@ def delong_paired(
     variance = _variance(in_a - in_b, out_a - out_b)
     if variance == 0:
         return difference, 1.0 if difference == 0 else 2.0 ** (1 - min(len(in_a), len(out_a)))
-    return difference, float(2 * stats.norm.sf(abs(difference) / np.sqrt(variance)))
+    return difference, float(2 * scipy.stats.norm.sf(abs(difference) / np.sqrt(variance)))
 
 
 def bca_bootstrap(
@@ -211,9 +212,9 @@ def bca_bootstrap(
         squares, cubes = squares + np.sum(influence**2), cubes + np.sum(influence**3)
     acceleration = cubes / (6 * squares**1.5) if squares > 0 else 0.0
     below = np.mean(drawn < observed) + np.mean(drawn == observed) / 2
-    bias = stats.norm.ppf(np.clip(below, 0.5 / resamples, 1 - 0.5 / resamples))
-    z = bias + stats.norm.ppf([TAIL, 1 - TAIL])
-    low, high = np.quantile(drawn, stats.norm.cdf(bias + z / (1 - acceleration * z)))
+    bias = scipy.stats.norm.ppf(np.clip(below, 0.5 / resamples, 1 - 0.5 / resamples))
+    z = bias + scipy.stats.norm.ppf([TAIL, 1 - TAIL])
+    low, high = np.quantile(drawn, scipy.stats.norm.cdf(bias + z / (1 - acceleration * z)))
     return float(low), float(high)
 
 
@@ -224,7 +225,7 @@ def seed_interval(values: ArrayLike) -> tuple[float, float, float]:
     if values_S.size < 2:
         return mean, float("nan"), float("nan")
     error = values_S.std(ddof=1) / np.sqrt(values_S.size)
-    half = float(stats.t.isf(TAIL, values_S.size - 1) * error)
+    half = float(-special.stdtrit(values_S.size - 1, TAIL) * error)
     return mean, mean - half, mean + half
 
 
@@ -242,4 +243,4 @@ def equivalent(values: ArrayLike, margin: float = 0.015, *, centre: float = 0.5)
     room = margin - abs(float(values_S.mean()) - centre)  # the nearer limit has the larger p
     if error == 0:
         return 0.0 if room > 0 else 1.0
-    return float(stats.t.sf(room / error, values_S.size - 1))
+    return float(scipy.stats.t.sf(room / error, values_S.size - 1))

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from tasks._intervals import (
     Bools,
@@ -340,4 +340,4 @@ def class_independence(y: NDArray[Any], is_member: NDArray[Any]) -> float:
     )
     if len(classes) < 2:
         return 1.0
-    return float(stats.chi2_contingency(count_2C, correction=False).pvalue)
+    return float(scipy.stats.chi2_contingency(count_2C, correction=False).pvalue)

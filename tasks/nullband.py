@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from tasks._intervals import checked
 
@@ -80,7 +80,7 @@ def max_null_band(
         # cancels in the statistic. The weights are whole or half numbers: their sums are exact,
         # so a constant attack comes out as exactly 0.
         num_rows, num_in = member_N.size, int(member_N.sum())
-        rank_AN = stats.rankdata(score_AN, axis=1) - (num_rows + 1) / 2
+        rank_AN = scipy.stats.rankdata(score_AN, axis=1) - (num_rows + 1) / 2
         called_AN = decision_AN.astype(bool).astype(np.float64)
         weight_BN = np.concatenate([called_AN * num_rows, rank_AN])
         centre_B = np.concatenate([called_AN.sum(axis=1) * num_in, np.zeros(num_attacks)])
