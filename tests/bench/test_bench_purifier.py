@@ -5,9 +5,7 @@ Ratios to the undefended target in the same run, one thread, medians of five int
 weights are trained for a few epochs only, which costs the same to ask.
 """
 
-import json
 import time
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -27,7 +25,6 @@ from tasks.worker import prepare
 
 ROUNDS = 5
 LOCATION = {"classes": 30, "features": 446, "members": 1600}
-KEPT = Path(".benchmarks") / "purifier_answers.json"
 
 
 def deployed(classes: int, features: int, members: int, dataset: str):
@@ -78,7 +75,7 @@ def multiply_adds(purifier: Purifier, classes: int, features: int) -> tuple[int,
 
 
 @pytest.mark.parametrize("batch", [1, 256, 8192])
-def test_location(benchmark, batch, capsys):
+def test_location(benchmark, batch, keep):
     target, defended, purifier, state, rng = deployed(**LOCATION, dataset="location30")
     x = (rng.random((batch, LOCATION["features"])) < 0.3).astype(np.float32)
     parameters = {
@@ -112,36 +109,23 @@ def test_location(benchmark, batch, capsys):
         ratio[part] for part in ("target", "neighbours", "reformer", "noise")
     )
     own, base = multiply_adds(purifier, LOCATION["classes"], LOCATION["features"])
-    benchmark.extra_info.update(batch=batch, ratio=ratio, multiply_adds=(own + base) / base)
     benchmark.pedantic(ways["purifier"], rounds=ROUNDS)
-    if not benchmark.disabled:
-        _keep(f"location batch {batch}", {"seconds": typical, "ratio": ratio})
-        with capsys.disabled():
-            parts = ", ".join(f"{name} {value:.2f}" for name, value in ratio.items())
-            print(
-                f"\nbatch {batch}: in target passes ({1e3 * typical['target']:.3f} ms): {parts}; "
-                f"multiply-adds {(own + base) / base:.2f}"
-            )
+    ratio["multiply-adds"] = (own + base) / base
+    keep(
+        "purifier_answers",
+        {f"batch {batch}": {"target, ms": 1e3 * typical["target"], **ratio}},
+        unit="the target's own pass",
+    )
     assert np.allclose(defended.afresh(x).sum(axis=1), 1)
 
 
-def test_fifty_thousand_ten_class_answers(benchmark, capsys):
+def test_fifty_thousand_ten_class_answers(benchmark, keep):
     """The paper needs 282 s for these, most of it in its kNN."""
     num = 500 if benchmark.disabled else 50_000
     _, defended, _, _, rng = deployed(10, 446, 1600, dataset="cifar10")
     x = (rng.random((num, 446)) < 0.3).astype(np.float32)
-    started = time.perf_counter()
-    released = benchmark.pedantic(lambda: defended.afresh(x), rounds=1)
-    seconds = time.perf_counter() - started
-    if not benchmark.disabled:
-        _keep("50,000 ten-class answers", {"seconds": seconds})
-        with capsys.disabled():
-            print(f"\n{num} ten-class answers: {seconds:.2f} s")
+    released = benchmark.pedantic(lambda: defended.afresh(x), rounds=ROUNDS)
+    if benchmark.stats is not None:  # None under --benchmark-disable
+        seconds = benchmark.stats.stats.median
+        keep("ten_class_answers", {f"{num:,} answers": {"seconds": seconds, "paper": 282}})
     assert released.shape == (num, 10)
-
-
-def _keep(name: str, numbers: dict) -> None:
-    """Add to the JSON beside pytest-benchmark's own."""
-    KEPT.parent.mkdir(exist_ok=True)
-    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    KEPT.write_text(json.dumps({**kept, name: numbers}, indent=1))

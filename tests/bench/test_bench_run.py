@@ -20,7 +20,7 @@ SMALL = ["seeds=[0]", "target.epochs=1", "attacks=[gap]", "defenses=[none, oneho
 
 @pytest.mark.ray
 @pytest.mark.data
-def test_purifier_location(benchmark, tmp_path, capsys):
+def test_purifier_location(benchmark, tmp_path, keep):
     folder = os.environ.get("SFUMATO_DATA")
     if not folder:
         pytest.skip("SFUMATO_DATA is not set")
@@ -45,7 +45,5 @@ def test_purifier_location(benchmark, tmp_path, capsys):
     assert not any(outcome.failed for outcome in outcomes)
     used = median(outcome.utilisation for outcome in outcomes)
     seconds = median(outcome.makespan_s for outcome in outcomes)
-    benchmark.extra_info.update(utilisation=used, makespan_s=seconds, ratio=1 / used)
-    if not benchmark.disabled:
-        with capsys.disabled():
-            print(f"\npurifier_location cold: {seconds:.0f} s, {1 / used:.3f} of the sum over two")
+    row = {"makespan, s": seconds, "utilisation": used, "ratio to half the task seconds": 1 / used}
+    keep("run", {"purifier_location, cold, two Ray workers": row})

@@ -34,12 +34,12 @@ PLANS = {"layered": layered, "gathered": gathered}
 @pytest.mark.parametrize("plan", PLANS)
 def test_construct(benchmark, plan) -> None:
     jobs = PLANS[plan]()
-    state = benchmark.pedantic(State, (jobs,), rounds=2)
+    state = benchmark.pedantic(State, (jobs,), rounds=5)
     assert state.waiting == NUM_JOBS
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_handle(benchmark, plan) -> None:
+def test_handle(benchmark, keep, plan) -> None:
     jobs = PLANS[plan]()
 
     def work(state: State) -> State:
@@ -51,9 +51,8 @@ def test_handle(benchmark, plan) -> None:
             running.extend(state.handle(TaskDone(run.worker, run.key)))
         return state
 
-    state = benchmark.pedantic(work, setup=lambda: ((State(jobs),), {}), rounds=1)
+    state = benchmark.pedantic(work, setup=lambda: ((State(jobs),), {}), rounds=5)
     assert len(state.done) == NUM_JOBS
     if benchmark.stats is not None:  # None under --benchmark-disable
-        events_per_s = (NUM_JOBS + NUM_WORKERS) / benchmark.stats.stats.mean
-        benchmark.extra_info["events_per_s"] = round(events_per_s)
-        print(f"{plan}: {events_per_s:,.0f} events/s")
+        events_per_s = (NUM_JOBS + NUM_WORKERS) / benchmark.stats.stats.median
+        keep("state", {plan: {"events/s": events_per_s}})

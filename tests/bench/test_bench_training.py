@@ -117,7 +117,7 @@ def processes(data: State) -> Iterator[Callable[[list[int]], ProcessPoolExecutor
 
 
 @pytest.mark.skipif(len(CORES) < 2, reason="needs two cores that processes can be pinned to")
-def test_many_models(benchmark, capsys) -> None:
+def test_many_models(benchmark, keep) -> None:
     name, data = location()
     timed = benchmark.enabled
     num_models, rounds, epochs = (NUM_MODELS, ROUNDS, 30) if timed else (16, 1, 1)
@@ -154,12 +154,9 @@ def test_many_models(benchmark, capsys) -> None:
         }
     speed = {kind: row["models_per_s"] for kind, row in table.items()}
     stacked = speed.pop(STACKED)
-    ratios = {f"stacked / {kind}": stacked / own for kind, own in speed.items()}
-    info = {"data": name, "gflop_per_s": wall_limit / 1e9, "ways": table, "ratios": ratios}
-    benchmark.extra_info.update(info)
-    if timed:
-        with capsys.disabled():
-            show(info)
+    for kind, own in speed.items():
+        table[kind]["stacked is faster by"] = stacked / own
+    keep("training", table, data=name, gflop_per_s=round(wall_limit / 1e9, 1))
 
 
 def agree(alone: list[TrainedModel], together: list[TrainedModel]) -> None:
@@ -167,11 +164,3 @@ def agree(alone: list[TrainedModel], together: list[TrainedModel]) -> None:
         for name, weight in one.weights.items():
             off = np.abs(other.weights[name] - weight).max() / np.abs(weight).max()
             assert off < 1e-3, f"{name} differs by {off:.1e} of its largest entry"
-
-
-def show(info: dict) -> None:
-    print(f"\n{info['data']}: {info['gflop_per_s']:.0f} GFLOP/s on both cores")
-    for name, row in info["ways"].items():
-        print(f"{name:30}", *(f"{key} {value:.3f}" for key, value in row.items()))
-    for name, ratio in info["ratios"].items():
-        print(f"{name}: {ratio:.2f}")
