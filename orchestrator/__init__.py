@@ -1,6 +1,8 @@
 """What to run, and what a person sees of it.
 
-cli.py       the command line: run, plan, status, list
+cli.py       the command line: run, plan, and the commands of the next two
+cli_ask.py   commands that ask the store: status, timeline
+cli_data.py  commands that say what there is: list
 __main__.py  the same, as python -m orchestrator
 source.py    an experiment file as text: lines, keys given twice, settings changed from outside
 config.py    what an experiment file may say
