@@ -2,11 +2,13 @@
 
 import os
 import re
+import signal
 import subprocess
+import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +56,19 @@ class _Worker:
 
     def ping(self) -> None:
         """Answered by a living worker."""
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the process's way of ending: Ray puts its own in place, which ends without a word."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass
@@ -132,10 +147,11 @@ class RayPool:
             ClusterUnreachable: if Ray cannot be started or reached, or has no room for a worker.
         """
         if not ray.is_initialized():
-            if self._address is None:
-                self._reaper = start_local(self._workers, self._logical_gpus)
-            else:
-                join(self._address, self._start_timeout_s)
+            with _own_sigterm():
+                if self._address is None:
+                    self._reaper = start_local(self._workers, self._logical_gpus)
+                else:
+                    join(self._address, self._start_timeout_s)
             self._owns_ray = True
         try:
             self._num_wanted = self._workers or self._capacity()

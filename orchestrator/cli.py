@@ -1,5 +1,6 @@
 """The command line. Heavy packages are imported by the command that needs them."""
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -201,4 +202,6 @@ def _print_end(
 
 def main() -> None:
     """Entry point of the `sfumato` script."""
+    # Batch systems end jobs with SIGTERM: everything is kept then as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()

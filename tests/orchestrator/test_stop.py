@@ -1,0 +1,44 @@
+"""SIGINT and SIGTERM stop a run in a few words, and the same command resumes."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+
+import pytest
+
+PATIENCE_S = 120
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    "place", [["--inline"], pytest.param(["--workers", "1"], marks=pytest.mark.ray)]
+)
+def test_stopped_by_a_signal(lab, place, how):
+    argv = [sys.executable, "-m", "orchestrator", "run", str(lab.file()), *place]
+    argv += ["--store", str(lab.store.root), "--journal", str(lab.journal)]
+    driver = subprocess.Popen(
+        argv,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,  # so that select() and readline() see the same
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    # Progress is a line a task without a terminal; the second says that one has finished.
+    for _ in range(2):
+        assert select.select([driver.stdout], [], [], PATIENCE_S)[0], "no progress"
+        driver.stdout.readline()
+    driver.send_signal(how)
+    errors = driver.communicate(timeout=PATIENCE_S)[1].decode()
+    assert driver.returncode == 130, errors
+    assert "the same command resumes" in errors
+    assert "Traceback" not in errors
+    assert len(errors.strip().splitlines()) <= 3, errors
+
+    finished = {key for event, key in lab.executions() if event == "done"}
+    assert finished
+    outcome, _ = lab.run()
+    assert outcome.cached >= len(finished)
+    assert not outcome.failed
+    assert lab.repeated() == []
