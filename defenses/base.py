@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
+from torch import nn
 
 __all__ = [
     "Defense",
@@ -15,6 +17,7 @@ __all__ = [
     "Outline",
     "OutputDefense",
     "Planning",
+    "Recipe",
     "Records",
     "Reference",
     "Setting",
@@ -100,6 +103,25 @@ class Outline(Protocol):
         ...
 
 
+class Recipe(Protocol):
+    """How the target is trained; read only."""
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def learning_rate(self) -> float: ...
+
+    @property
+    def weight_decay(self) -> float: ...
+
+    @property
+    def dropout(self) -> float: ...
+
+
 class Setting(Protocol):
     """What a defender may use: D1, D2 and the model. There is no way to D3 from here.
 
@@ -110,8 +132,14 @@ class Setting(Protocol):
         answer: confidences float64 [N, C] of the model being defended (of the previous stage in a
             chain), for any x [N, ...].
         trained: what `trainings` asked for, in that order.
-        train: the target's own training: `train(records, seed=..., **overrides)` gives weights;
-            overrides are fields of the architecture (epochs, weight_decay, ...).
+        train: the target's own training: `train(records, seed=..., **overrides)` gives weights.
+            Overrides are fields of the recipe (epochs, weight_decay, ...) or depart from plain
+            training: `targets` ([N] classes or soft labels [N, C]); `loss(logits, targets, epoch)`
+            of a batch; `change(x, targets, generator)`, another batch instead of this one;
+            `after_epoch(epoch, module)`, whether to stop.
+        network: `network(seed=..., **overrides)` is what `train` with that seed starts from.
+        optimizer: `optimizer(module)` is the recipe's own.
+        recipe: the architecture, to be read: epochs, batch_size, learning_rate, ...
         device: where torch code should run.
     """
 
@@ -132,6 +160,15 @@ class Setting(Protocol):
 
     @property
     def train(self) -> Callable[..., dict[str, NDArray[Any]]]: ...
+
+    @property
+    def network(self) -> Callable[..., nn.Module]: ...
+
+    @property
+    def optimizer(self) -> Callable[[nn.Module], torch.optim.Optimizer]: ...
+
+    @property
+    def recipe(self) -> Recipe: ...
 
     @property
     def device(self) -> str: ...

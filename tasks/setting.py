@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from defenses.base import Records, Reference
 from storage.datasets import Dataset
@@ -25,6 +27,9 @@ class DefenderSetting:
     answer: Callable[[NDArray[Any]], NDArray[np.float64]]
     trained: tuple[Any, ...]
     train: Callable[..., dict[str, NDArray[Any]]]
+    network: Callable[..., nn.Module]
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    recipe: Architecture
     device: str
 
 
@@ -58,7 +63,16 @@ def make_setting(
     x, y = dataset.x(both), dataset.y[both]
     cut = len(fit)
 
-    def train(records: Records, *, seed: int = seed, **overrides: Any) -> dict[str, NDArray[Any]]:
+    def train(
+        records: Records,
+        *,
+        seed: int = seed,
+        targets: NDArray[Any] | None = None,
+        loss: Any = None,
+        change: Any = None,
+        after_epoch: Any = None,
+        **overrides: Any,
+    ) -> dict[str, NDArray[Any]]:
         model = training.train(
             with_recipe(architecture, **overrides),
             records.x,
@@ -66,10 +80,15 @@ def make_setting(
             num_classes=dataset.num_classes,
             seed=seed,
             device=device,
+            ways=training.Ways(targets, loss, change, after_epoch),
         )
         if losses is not None:
             losses.append(model.losses)
         return model.weights
+
+    def network(*, seed: int = seed, **overrides: Any) -> nn.Module:
+        recipe = with_recipe(architecture, **overrides)
+        return training.initial(recipe, dataset.shape, dataset.num_classes, seed).to(device)
 
     return DefenderSetting(
         members=Records(dataset.x(member_rows), dataset.y[member_rows]),
@@ -78,6 +97,9 @@ def make_setting(
         answer=_untrained if answer is None else answer,
         trained=trained,
         train=train,
+        network=network,
+        optimizer=lambda module: training.optimizer_of(module, architecture),
+        recipe=architecture,
         device=device,
     )
 

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tasks.architectures import Architecture, build
+from tasks.architectures import Architecture
 from tasks.base import stream
-from tasks.training import TrainedModel, train
+from tasks.training import TrainedModel, initial, train
 
 __all__ = ["train_many"]
 
@@ -85,7 +85,7 @@ def train_many(
     models: dict[int, TrainedModel] = {}
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
-        modules = [_initial(architecture, x.shape[1:], num_classes, seeds[i]) for i in chosen]
+        modules = [initial(architecture, x.shape[1:], num_classes, seeds[i]) for i in chosen]
         stack = _Stack(
             architecture,
             x_ND,
@@ -96,14 +96,6 @@ def train_many(
         )
         models.update(zip(chosen, stack.run(), strict=True))
     return [models[i] for i in range(len(rows))]
-
-
-def _initial(
-    architecture: Architecture, shape: tuple[int, ...], num_classes: int, seed: int
-) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(seed, "target.init"))
-        return build(architecture, shape, num_classes)
 
 
 @dataclass(frozen=True)

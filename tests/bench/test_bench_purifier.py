@@ -54,6 +54,9 @@ def deployed(classes: int, features: int, members: int, dataset: str):
         answer=target.answer,
         trained=(),
         train=lambda *_, **__: {},
+        network=lambda **_: module,
+        optimizer=lambda _: None,
+        recipe=architecture,
         device="cpu",
     )
     fields = {**Purifier.preset("paper", dataset, classes), "epochs": 2}

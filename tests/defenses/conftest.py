@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,18 @@ class World:
     def train(self, records: Records, *, seed: int, **overrides: Any) -> dict[str, NDArray[Any]]:
         return train(records, self.num_classes, seed=seed, **overrides)
 
+    def network(self, *, seed: int, **overrides: Any) -> nn.Module:
+        return network(self.num_classes, seed, **overrides)
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.Adam(module.parameters(), lr=self.recipe.learning_rate)
+
+    @property
+    def recipe(self) -> SimpleNamespace:
+        return SimpleNamespace(
+            epochs=30, batch_size=64, learning_rate=0.02, weight_decay=0.0, dropout=0.0
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -87,8 +100,11 @@ class Plan:
         return asked
 
 
-def network(num_classes: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(NUM_FEATURES, 96), nn.Tanh(), nn.Linear(96, num_classes))
+def network(num_classes: int, seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        middle = nn.Sequential(nn.Tanh(), nn.Dropout(dropout))  # keeps the names of the weights
+        return nn.Sequential(nn.Linear(NUM_FEATURES, 96), middle, nn.Linear(96, num_classes))
 
 
 def train(
@@ -99,18 +115,30 @@ def train(
     epochs: int = 150,
     weight_decay: float = 0.0,
     learning_rate: float = 0.02,
+    dropout: float = 0.0,
+    targets: NDArray[Any] | None = None,
+    loss: Callable[..., Any] | None = None,
+    change: Callable[..., Any] | None = None,
+    after_epoch: Callable[..., bool] | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Full-batch training until the members are memorised."""
+    model = network(num_classes, seed, dropout)
+    adam = torch.optim.Adam(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    x, y = torch.tensor(records.x), torch.tensor(records.y if targets is None else targets)
+    generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = network(num_classes)
-    adam = torch.optim.Adam(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    x, y = torch.tensor(records.x), torch.tensor(records.y)
-    for _ in range(epochs):
-        adam.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        adam.step()
-    return {name: value.numpy() for name, value in model.state_dict().items()}
+        for epoch in range(epochs):
+            adam.zero_grad()
+            x_B, y_B = (x, y) if change is None else change(x, y, generator)
+            z = model(x_B)
+            step = nn.functional.cross_entropy(z, y_B) if loss is None else loss(z, y_B, epoch)
+            step.backward()
+            adam.step()
+            if after_epoch is not None and after_epoch(epoch, model):
+                break
+            model.train()
+    return {name: value.numpy().copy() for name, value in model.state_dict().items()}
 
 
 def confidences(weights: Mapping[str, NDArray[Any]], x: NDArray[Any]) -> NDArray[np.float64]:
