@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 FAISS := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 STORE ?= sfumato-store
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow chaos lint bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sfumato needs Python 3.11 or newer")'
@@ -21,8 +21,11 @@ demo: $(VENV)/.installed  ## the packaged experiment `quickstart`, from nothing 
 test: $(VENV)/.installed  ## everything but what is marked slow
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/.installed  ## what takes minutes
-	$(BIN)/python -m pytest -m slow
+test-slow: $(VENV)/.installed  ## what takes minutes, but for the chaos
+	$(BIN)/python -m pytest -m slow --ignore=tests/chaos
+
+chaos: $(VENV)/.installed  ## kill -9 of drivers and workers at random moments, about half an hour
+	$(BIN)/python -m pytest tests/chaos -m slow -s
 
 lint: $(VENV)/.installed  ## the house checks alone
 	$(BIN)/python -m pytest tests/test_house.py

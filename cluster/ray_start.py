@@ -156,7 +156,7 @@ def _probe(address: str, timeout_s: float) -> None:
         try:
             timeout_tcp_s = min(timeout_s, _TCP_TIMEOUT_S)
             socket.create_connection((host.strip("[]"), int(port)), timeout_tcp_s).close()
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:
             raise ClusterUnreachable(
                 f"nothing answers at {address} ({host}, port {port}): {error}. Is the head running "
                 "(`ray start --head`), is the port its GCS port (6379 unless chosen), and does a "

@@ -1,14 +1,16 @@
 """The seam of a defense: what a defender may use, and what it gives back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from torch import nn
+
+if TYPE_CHECKING:  # listing plugins must not wait for torch
+    import torch
+    from torch import nn
 
 __all__ = [
     "Defense",
@@ -102,6 +104,15 @@ class Outline(Protocol):
         """
         ...
 
+    def models(
+        self, rows: Sequence[NDArray[np.int64]], *, seed: int, **overrides: Any
+    ) -> tuple[Any, ...]:
+        """Many trainings at once: a model of the target's architecture for each of `rows`.
+
+        `overrides` are fields of the recipe. They are trained together, which is faster.
+        """
+        ...
+
 
 class Recipe(Protocol):
     """How the target is trained; read only."""
@@ -162,10 +173,10 @@ class Setting(Protocol):
     def train(self) -> Callable[..., dict[str, NDArray[Any]]]: ...
 
     @property
-    def network(self) -> Callable[..., nn.Module]: ...
+    def network(self) -> "Callable[..., nn.Module]": ...
 
     @property
-    def optimizer(self) -> Callable[[nn.Module], torch.optim.Optimizer]: ...
+    def optimizer(self) -> "Callable[[nn.Module], torch.optim.Optimizer]": ...
 
     @property
     def recipe(self) -> Recipe: ...

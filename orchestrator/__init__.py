@@ -1,8 +1,9 @@
 """What to run, and what a person sees of it.
 
 cli.py       the command line: run, plan, and the commands of the next two
-cli_ask.py   commands that ask the store: status, timeline
-cli_data.py  commands that say what there is: list
+cli_ask.py   commands that ask the store: status, timeline, query, show
+cli_care.py  commands that look after store and machine: gc, doctor
+cli_data.py  commands that say what there is: list, data list, data check
 __main__.py  the same, as python -m orchestrator
 source.py    an experiment file as text: lines, keys given twice, settings changed from outside
 config.py    what an experiment file may say
@@ -11,9 +12,18 @@ plan.py      an experiment as tasks, deduplicated by key
 resume.py    a plan beside what the store has of it
 state.py     the scheduler: events in, instructions out
 run.py       the loop that obeys the scheduler and records what it is told
-history.py   what a run sends to MLflow, and what waits to be sent
+history.py   what a run sends to MLflow, what waits to be sent, and all of it anew
+past.py      the run history as a table, CSV or JSON
 progress.py  what the person sees meanwhile
 report.py    results as tables in the terminal
+overview.py  what would run, and how far it is, as tables in the terminal
+answer.py    the answer to a query as a table in the terminal
 listing.py   every attack, defense, dataset, architecture and experiment by name
+data_check.py   whether a column, the class or a duplicate gives label or membership away
+data_report.py  the datasets that are here, and one looked at closely, in the terminal
+show.py      the chain of tasks, settings and versions behind a number
+lineage.py   that chain, printed
+garbage.py   what no experiment of a store needs, and its removal
+doctor.py    what works here and what does not
 timeline.py  when each task ran, as a Chrome trace
 """

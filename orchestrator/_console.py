@@ -1,9 +1,11 @@
 """What every command shares: its options, its console, its errors and exit codes."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from urllib.parse import urlsplit
 
 import typer
 
@@ -72,7 +74,11 @@ def refuse(message: str) -> NoReturn:
 
 
 def say(message: str) -> None:
-    typer.echo(message, err=True)
+    from orchestrator.source import readable
+
+    # What it quotes may be anything: no control characters reach the terminal.
+    for line in message.split("\n"):
+        typer.echo(readable(line), err=True)
 
 
 def make_console() -> "Console":
@@ -94,11 +100,51 @@ def find_data_dir(given: Path | None) -> Path | None:
 
 
 def find_store(given: Path) -> Path:
-    if "://" in str(given) or ":/" in str(given):
-        refuse(f"--store {given}: only local folders are stores so far")
-    if given.exists() and not given.is_dir():
-        refuse(f"--store {given} is a file; name a folder")
-    return given.absolute()
+    if ":/" in str(given):
+        refuse(f"--store {given}: only local folders are stores so far; name a folder")
+    if not str(given).isprintable():
+        refuse(f"--store {str(given)!r} holds characters that cannot be printed; name it otherwise")
+    root = given.absolute()
+    try:
+        for folder in (root, *root.parents):
+            if folder.exists() and not folder.is_dir():
+                refuse(f"--store {given}: {folder} is a file; name a folder")
+        for name in ("artifacts", "tables", "experiments", "damaged"):
+            if (root / name).exists() and not (root / name).is_dir():
+                refuse(
+                    f"--store {given}: {root / name} is a file where a store has a folder; "
+                    "name another store, or move the file away"
+                )
+    except OSError as error:
+        refuse(f"--store {given}: {error.strerror}; name another folder")
+    return root
+
+
+def find_tracking(given: str | None) -> str | None:
+    """The address of an MLflow server or database, if there can be one at it."""
+    from storage.tracking import masked
+
+    if given is None:
+        return None
+    scheme, _, rest = given.partition("://")
+    fault = "" if given.isprintable() and len(given) <= 1000 else "is no address"
+    if scheme in ("http", "https"):
+        try:
+            parts = urlsplit(given)
+            if not parts.hostname or parts.port == 0:
+                fault = "names no host"
+        except ValueError:  # its text may hold a part of the password
+            fault = "is no address"
+    elif re.fullmatch(r"sqlite(\+\w+)?", scheme):
+        fault = fault or ("" if rest.strip("/") else "names no file")
+    elif not re.fullmatch(r"(postgresql|mysql|mssql)(\+\w+)?", scheme) or not rest:
+        fault = fault or ("" if scheme == "databricks" else "is no address of MLflow")
+    if fault:
+        refuse(
+            f"--tracking-uri {masked(given)!r:.300} {fault}; write http://HOST:PORT, "
+            "sqlite:////PATH/mlflow.db or another database's postgresql://USER@HOST/NAME"
+        )
+    return given
 
 
 def load(name: str, overrides: list[str] | None, data_dir: Path | None) -> "Experiment":

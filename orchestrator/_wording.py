@@ -1,15 +1,23 @@
 """Pydantic's errors in our words: the path a person typed, the value, what would be right."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
-from orchestrator.config import DatasetEntry, Experiment, Generator, SplitSizes
+from orchestrator.config import (
+    BY_COLUMN,
+    BY_SIZES,
+    DatasetEntry,
+    Experiment,
+    Generator,
+    SplitColumn,
+    SplitSizes,
+)
 from orchestrator.source import Problem, nearest
 
-__all__ = ["field_problem", "problem_of"]
+__all__ = ["field_problem", "kind_problems", "problem_of"]
 
 _RIGHT = {
     "list_type": "must be a list",
@@ -28,14 +36,16 @@ _RIGHT = {
 }
 _ENTRY = {
     "target": "must be an architecture's name or a mapping; drop the key for the default",
-    "split": "must be a mapping such as {members: 500, reference: 500, nonmembers: 500}",
+    "split": "must be a mapping such as {members: 500, reference: 500, nonmembers: 500} "
+    "or {column: role}",
     "generator": "must be a mapping such as {rows: 3000}",
 }
 # Keys our models make of what a person wrote flat.
 _GATHERED = ("params", "recipe")
 _MODELS: Mapping[str, type[BaseModel]] = {
     "datasets": DatasetEntry,
-    "split": SplitSizes,
+    BY_SIZES: SplitSizes,
+    BY_COLUMN: SplitColumn,
     "generator": Generator,
 }
 
@@ -47,6 +57,8 @@ def problem_of(detail: Mapping[str, Any], raw: Mapping[str, Any]) -> Problem:
         detail: an entry of `ValidationError.errors()`.
         raw: what was validated.
     """
+    tagged = detail["loc"]
+    detail = {**detail, "loc": [step for step in tagged if step not in (BY_SIZES, BY_COLUMN)]}
     location = [step for step in detail["loc"] if step != "[key]"]
     if len(location) < len(detail["loc"]) or detail["type"] == "invalid_key":
         location[-1] = str(location[-1])  # a key that is no text, such as 1, is no position
@@ -54,8 +66,10 @@ def problem_of(detail: Mapping[str, Any], raw: Mapping[str, Any]) -> Problem:
         location.pop(2)  # of the chain we wrap around a single defense
     message = _message(detail)
     if detail["type"] == "extra_forbidden":
-        models = [_MODELS[step] for step in location[:-1] if step in _MODELS]
+        models = [_MODELS[step] for step in tagged[:-1] if step in _MODELS]
         keys = list((models[-1] if models else Experiment).model_fields)
+        # A mistyped `column` leaves a split by sizes.
+        keys += ["column"] if BY_SIZES in tagged else []
         message = f"is not a key here{nearest(str(location[-1]), keys)}"
     elif location == ["name"] and detail["type"] != "string_type":
         message += " (the file's name, unless it has a key name:)"
@@ -69,6 +83,26 @@ def field_problem(detail: Mapping[str, Any], path: str, known: Sequence[str]) ->
         message = f"is not a field here{nearest(str(detail['loc'][-1]), known)}"
     below = _path(detail["loc"])
     return Problem(f"{path}.{below}" if below else path, message)
+
+
+def kind_problems(given: Any, made: Any, path: str) -> Iterator[Problem]:
+    """What pydantic took for another kind of value: true for 1, '3' for 3, 1 for true.
+
+    Args:
+        given: the value of a field as the file has it.
+        made: what pydantic made of it.
+        path: where it stands.
+    """
+    if isinstance(given, list) and isinstance(made, list | tuple):
+        for i, (item, of_item) in enumerate(zip(given, made, strict=False)):
+            yield from kind_problems(item, of_item, f"{path}[{i}]")
+    elif (wanted := _kind(made)) and _kind(given) and wanted != _kind(given):
+        yield Problem(path, f"must be {wanted}, got {_shown(given)}")
+
+
+def _kind(value: Any) -> str | None:
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text (quote it)"}
+    return kinds.get(type(value))
 
 
 def _is_chain(raw: Mapping[str, Any], place: Any) -> bool:
@@ -129,5 +163,7 @@ def _shown(value: Any) -> str:
         return "nothing"
     if isinstance(value, Mapping | list | tuple):
         return "a mapping" if isinstance(value, Mapping) else "a list"
-    text = repr(value)
+    if isinstance(value, bool):
+        return str(value).lower()  # as YAML writes it
+    text = repr(value[:60] if isinstance(value, str) else value)
     return text if len(text) <= 60 else f"{text[:57]}..."

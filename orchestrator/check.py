@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from attacks.base import Attack
 from attacks.base import Planning as PlanningAttack
 from defenses.base import Defense
-from orchestrator._wording import field_problem, problem_of
+from orchestrator._wording import field_problem, kind_problems, problem_of
 from orchestrator.config import (
     MOST_POINTS,
     AttackEntry,
@@ -30,8 +30,7 @@ from orchestrator.config import (
 from orchestrator.source import ConfigError, Problem, read
 from storage import datasets
 from tasks import architectures, plugins
-from tasks.base import Data, canonical
-from tasks.split import Split
+from tasks.base import canonical
 
 __all__ = ["check", "load_experiment"]
 
@@ -172,7 +171,10 @@ def _dataset(
         dataset = datasets.load(entry.source, data_dir)
     except MemoryError:
         return None, [Problem(path, "does not fit in memory; make it smaller")]
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        why = f"cannot be read: {error.strerror}; check `path`" if error.strerror else str(error)
+        return None, [Problem(path, why)]
+    except ValueError as error:
         return None, [Problem(path, str(error))]
     try:
         _divide(entry, dataset, seed)
@@ -187,20 +189,17 @@ def _divide(entry: DatasetEntry, dataset: datasets.Dataset, seed: int) -> None:
     Raises:
         ValueError: if a role cannot be filled, or leaves an attack nothing to learn or to judge.
     """
-    sizes = entry.sizes()
-    given = (sizes.members, sizes.reference, sizes.nonmembers, 2 * sizes.untrained)
+    task = entry.division(seed, dataset.content_hash)
+    given = (task.members, task.reference, task.nonmembers, 2 * task.untrained)
     if sum(given) > len(dataset):
         raise ValueError(
             f"wants {sum(given)} records ({' + '.join(map(str, given))}), "
             f"'{entry.name}' has {len(dataset)}; make it smaller"
         )
-    if entry.judge == "untrained" and sizes.untrained < 10:
-        raise ValueError(
-            f"judge: untrained needs fresh records, split.untrained is {sizes.untrained}; "
-            "make it 10 or more"
-        )
-    data = Data(entry.source, dataset.content_hash)
-    task = Split(seed, data, *given[:3], sizes.untrained, known=entry.known, dedup=entry.dedup)
+    if entry.judge == "untrained" and task.untrained < 10:
+        has = f"split.untrained is {task.untrained}; make it 10 or more"
+        none = f"the column {task.column.column} names none; give sizes" if task.column else ""
+        raise ValueError(f"judge: untrained needs fresh records, {none or has}")
     split = task.divide(dataset)
     fit, _, cal, _ = split.known(entry.judge)
     for part, rows in (("to fit on", fit), ("to calibrate on", cal)):
@@ -235,7 +234,7 @@ def _architecture(
 ) -> Generator[Problem, None, architectures.Architecture | None]:
     """The architecture without what is wrong in its recipe, which is told."""
     try:
-        return architectures.make(name, **recipe)
+        made = architectures.make(name, **recipe)
     except ValidationError as error:
         known = [key for key in architectures.Architecture.model_fields if key != "name"]
         for detail in error.errors():
@@ -246,6 +245,9 @@ def _architecture(
     except ValueError as error:
         yield Problem("target.architecture", str(error))
         return None
+    for key, value in recipe.items():
+        yield from kind_problems(value, getattr(made, key), f"target.{key}")
+    return made
 
 
 def _network(
@@ -363,6 +365,9 @@ def _fields(
                 yield field_problem(detail, place, [*cls.model_fields, *own])
         else:
             yield from _endless(made, path)
+            for name, value in values.items():
+                below = f"{path}.grid" if name in entry.grid else path
+                yield from kind_problems(value, getattr(made, name), f"{below}.{name}")
 
 
 def _endless(made: BaseModel, path: str) -> Iterator[Problem]:

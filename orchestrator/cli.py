@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator import cli_ask, cli_data
+from orchestrator import cli_ask, cli_care, cli_data
 from orchestrator._console import (
     DEFAULT_STORE,
     FAILED,
@@ -18,6 +18,7 @@ from orchestrator._console import (
     StoreOption,
     find_data_dir,
     find_store,
+    find_tracking,
     load,
     make_console,
     refuse,
@@ -119,7 +120,7 @@ def run(
             address=address,
             workers=workers,
             gpus_per_worker=gpus_per_worker,
-            tracking_uri=tracking_uri,
+            tracking_uri=find_tracking(tracking_uri),
             journal=journal.absolute() if journal else None,
         )
         outcome = run_experiment(experiment, options, for_console(console))
@@ -146,16 +147,20 @@ def plan(
     with Errors(debug):
         data_dir, root = find_data_dir(data_dir), find_store(store)
         experiment = load(name, overrides, data_dir)
+        from orchestrator.overview import print_plan
         from orchestrator.plan import make_plan
-        from orchestrator.report import print_plan
         from orchestrator.resume import Store, compare
 
         print_plan(console, compare(make_plan(experiment, data_dir), Store(root), repair=False))
 
 
-for command in (cli_ask.status, cli_ask.timeline):
+for command in (cli_ask.status, cli_ask.timeline, cli_ask.query, cli_ask.history):
     app.command()(command)
+app.command()(cli_ask.show)
+app.command()(cli_care.gc)
+app.command()(cli_care.doctor)
 app.command("list")(cli_data.list_)
+app.add_typer(cli_data.data_app, name="data")
 
 
 def _print_end(
@@ -175,7 +180,7 @@ def _print_end(
             f"({100 * outcome.utilisation:.0f} % of worker time in tasks), "
             f"{outcome.cached} were in the store"
         )
-    else:
+    elif not outcome.failed and not outcome.stopped:
         console.print(f"nothing to run: all {outcome.cached} tasks were in the store")
     for warning in outcome.warnings:
         say(f"warning: {warning}")

@@ -1,7 +1,9 @@
-"""Commands that ask the store: status, timeline."""
+"""Commands that ask the store: status, timeline, query, history, show."""
 
+import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,12 +17,14 @@ from orchestrator._console import (
     StoreOption,
     find_data_dir,
     find_store,
+    find_tracking,
     load,
     make_console,
     refuse,
+    say,
 )
 
-__all__ = ["status", "timeline"]
+__all__ = ["history", "query", "show", "status", "timeline"]
 
 
 def status(
@@ -35,8 +39,8 @@ def status(
     with Errors(debug):
         data_dir, root = find_data_dir(data_dir), find_store(store)
         experiment = load(name, overrides, data_dir)
+        from orchestrator.overview import print_status
         from orchestrator.plan import make_plan
-        from orchestrator.report import print_status
         from orchestrator.resume import Store, compare
 
         found = compare(make_plan(experiment, data_dir), Store(root), repair=False)
@@ -72,3 +76,196 @@ def timeline(
         path = out or Path(f"{experiment.name}.trace.json")
         path.write_text(chrome_trace(tasks, measured), encoding="utf-8")
         make_console().print(f"{found} tasks written to {path}")
+
+
+def query(
+    sql: Annotated[
+        str | None,
+        typer.Argument(metavar="SQL", help="One statement; '-' reads it from standard input."),
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    form: Annotated[
+        Literal["table", "csv", "json", "parquet"] | None,
+        typer.Option("--format", help="Default: as the file of --out is named, else a table."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write there instead of to the terminal.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Ask the tables of a store in SQL (DuckDB's); without SQL, list what can be asked.
+
+    Only reads: no statement changes the store, or reaches other files or the
+    network. A table shows the first 100 rows and six digits of a number, the
+    other formats give all rows and every bit. Times are UTC.
+
+    [bold]A pandas frame, in Python[/bold]
+
+      from storage.queries import query
+
+      frame = query("sfumato-store", "SELECT * FROM tradeoff")
+
+    [bold]Examples[/bold]
+
+      sfumato query "SELECT label, attack_label, auc, auc_std FROM mean_results"
+
+      sfumato query "DESCRIBE results"
+
+      sfumato query "SELECT * FROM scores" --out scores.parquet
+    """
+    console = make_console()
+    with Errors(debug):
+        from orchestrator.answer import (
+            MOST_ROWS,
+            find_format,
+            print_answer,
+            print_catalogue,
+            write_answer,
+        )
+        from storage.queries import ask, catalogue, find_tables
+
+        if sql is None:
+            print_catalogue(console, catalogue())
+            return
+        chosen = find_format(form, out)
+        tables = find_tables(find_store(store))
+        text = sys.stdin.read() if sql == "-" else sql
+        rows = ask(tables, text, first=MOST_ROWS + 1 if chosen == "table" else None)
+        if chosen == "table":
+            print_answer(console, rows)
+        else:
+            write_answer(console, rows, chosen, out)
+        if chosen == "table" and len(rows) > MOST_ROWS:
+            say(f"only the first {MOST_ROWS} rows are shown; --format csv gives all")
+        for problem in tables.problems:
+            say(f"warning: {problem}")
+
+
+def history(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="An experiment's name; default: all of them."),
+    ] = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option("--filter", metavar="EXPR", help="Only rows of which this holds; see below."),
+    ] = None,
+    sort: Annotated[str, typer.Option("--sort", metavar="COLUMN", help="Any column.")] = "started",
+    ascending: Annotated[
+        bool, typer.Option("--ascending/--descending", help="The smallest, or the largest, first.")
+    ] = False,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many rows.")] = 50,
+    columns: Annotated[
+        str | None,
+        typer.Option("--columns", metavar="A,B,C", help="What to show, in this order."),
+    ] = None,
+    form: Annotated[
+        Literal["table", "csv", "json"], typer.Option("--format", help="How to show it.")
+    ] = "table",
+    anew: Annotated[
+        bool, typer.Option("--rebuild", help="Make the history anew from the store's tables.")
+    ] = False,
+    store: StoreOption = DEFAULT_STORE,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option("--tracking-uri", help="MLflow server; default: a SQLite file in the store."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Show what was run and what came out, from MLflow, the last first.
+
+    EXPR is COLUMN OPERATOR VALUE, or several joined by 'and'. Texts take = != LIKE ILIKE (% stands
+    for any letters), numbers = != < <= > >=, started a date or time in UTC. '' asks for rows
+    without a value. Texts with quotes or 'or' in them go in quotes of their own.
+
+    The tables are the record and MLflow a view of it: --rebuild adds what MLflow lacks and removes
+    what the tables no longer say (there, deleted runs can be restored until `mlflow gc`). A damaged
+    SQLite file is set aside and made anew.
+
+    [bold]Examples[/bold]
+
+      sfumato history quickstart --sort attack_accuracy --limit 10
+
+      sfumato history --filter "dataset = location30 and auc > 0.6" --filter "label LIKE purif%"
+
+      sfumato history --filter "flags = ''" --columns label,seed,auc,auc_low --format csv
+
+      sfumato history --rebuild
+    """
+    console = make_console()
+    with Errors(debug):
+        from orchestrator import past
+        from orchestrator.history import rebuild
+        from orchestrator.resume import Store
+        from storage.runs import check_columns, find_runs
+        from storage.tracking import TrackingAway, default_uri, masked
+
+        uri, root = find_tracking(tracking_uri), find_store(store)
+        if not root.is_dir() and (anew or uri is None):
+            refuse(f"there is no store at {store}; `sfumato run` makes one, --store names another")
+        shown = [word.strip() for word in columns.split(",")] if columns else past.DEFAULT_COLUMNS
+        at = "" if store == DEFAULT_STORE else f" --store {store}"
+        at += f" --tracking-uri {masked(uri)}" if uri else ""
+        try:
+            check_columns(shown)
+            if anew:
+                if filters or columns or form != "table":
+                    refuse("--rebuild shows no rows; drop --filter, --columns and --format")
+                done, notes = rebuild(Store(root), uri, name)
+                past.print_rebuilt(console, done, masked(uri or default_uri(root)))
+                for note in notes:
+                    say(f"warning: {note}")
+                return
+            rows = find_runs(
+                uri or default_uri(root),
+                experiment=name,
+                filters=filters or (),
+                sort=sort,
+                ascending=ascending,
+                limit=limit,
+            )
+        except TrackingAway as error:
+            remedy = "" if anew else f"; `sfumato history --rebuild{at}` makes it from the tables"
+            refuse(f"{error}{remedy}")
+        past.print_runs(console, rows, shown, form)
+        if not rows and form == "table":
+            say("no row of the history matches")
+        elif len(rows) == limit and form == "table":
+            say(f"these are the first {limit}; --limit shows more")
+
+
+def show(
+    key: Annotated[
+        str, typer.Argument(metavar="KEY", help="A task key, or its first digits (at least 4).")
+    ],
+    every: Annotated[
+        bool, typer.Option("--all", help="Show each of many alike inputs, such as shadow models.")
+    ] = False,
+    output: Annotated[
+        Literal["text", "json"], typer.Option("--format", help="For a person, or for a program.")
+    ] = "text",
+    store: StoreOption = DEFAULT_STORE,
+    debug: Debug = False,
+) -> None:
+    """Show what is behind a number: the chain of tasks, their settings, and the versions.
+
+    KEY is in the column task_key of every table. Reads only the store: it works when experiment
+    file, data and plugins are gone.
+
+    [bold]Examples[/bold]
+
+      sfumato show 3f9a21
+
+      sfumato show 3f9a21 --all --format json
+    """
+    with Errors(debug):
+        root = find_store(store)
+        from orchestrator.lineage import print_shown
+        from orchestrator.resume import Store
+        from orchestrator.show import find_key, look_up
+
+        shown = look_up(Store(root), find_key(Store(root), key))
+        if output == "json":
+            typer.echo(json.dumps(shown.plain(), indent=1))
+        else:
+            print_shown(make_console(), shown, every=every)

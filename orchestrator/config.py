@@ -5,17 +5,30 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from storage import datasets
 from storage.datasets import Source
+from tasks.base import Data
 from tasks.noise import NoisePolicy
+from tasks.split import Split, SplitColumn
 
 __all__ = [
+    "BY_COLUMN",
+    "BY_SIZES",
     "AttackEntry",
     "DatasetEntry",
     "DefenseEntry",
     "Experiment",
+    "SplitColumn",
     "SplitSizes",
     "TargetEntry",
     "attack_label",
@@ -28,7 +41,13 @@ Preset = Literal["paper", "sound", "cpu"]
 # Names become parts of file names; labels stand in tables.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=100)]
 DatasetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
-Label = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=200)]
+# Nothing that moves a terminal's cursor, breaks a line, or turns the direction of writing.
+Label = Annotated[
+    str,
+    Field(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff]+$", max_length=200),
+]
+Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+PluginName = Annotated[str, Field(max_length=100)]
 Values = Annotated[list[Any], Field(min_length=1)]
 MOST_POINTS = 1000
 
@@ -37,7 +56,13 @@ class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class SplitSizes(_Entry):
+class _Numbers(_Entry):
+    """Numbers only. Strict: `true` and '3' are none, though pydantic would make some of them."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class SplitSizes(_Numbers):
     """How many records play each role."""
 
     members: int = Field(ge=10, description="D1, trains the target")
@@ -46,7 +71,22 @@ class SplitSizes(_Entry):
     untrained: int = Field(0, ge=0, description="each of two fresh groups, for judge: untrained")
 
 
-class Generator(_Entry):
+def _kind_of_split(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return BY_COLUMN if "column" in value else BY_SIZES
+    return BY_COLUMN if isinstance(value, SplitColumn) else BY_SIZES
+
+
+# Told apart by a key, as else every mistake would be told twice, once for each kind. The tags stand
+# in pydantic's paths; no key is like them.
+BY_SIZES, BY_COLUMN = "[sizes]", "[column]"
+Division = Annotated[
+    Annotated[SplitSizes, Tag(BY_SIZES)] | Annotated[SplitColumn, Tag(BY_COLUMN)],
+    Discriminator(_kind_of_split),
+]
+
+
+class Generator(_Numbers):
     """Parameters of SynthPurchase (methods.md section 2.5), for the synth_* datasets."""
 
     rows: int | None = Field(None, ge=30, le=1_000_000)
@@ -64,9 +104,9 @@ class DatasetEntry(_Entry):
 
     name: DatasetName
     path: str | None = Field(None, description="a Parquet or npz file of one's own")
-    split: SplitSizes | None = Field(None, description="default: the dataset's own")
+    split: Division | None = Field(None, description="default: the dataset's own")
     generator: Generator = Generator()
-    known: float = Field(0.5, description="the attacker's share of D1 and D3")
+    known: float = Field(0.5, strict=True, description="the attacker's share of D1 and D3")
     judge: Literal["members", "reference", "untrained"] = "members"
     dedup: Literal["group", "drop"] = "group"
 
@@ -88,29 +128,52 @@ class DatasetEntry(_Entry):
         given = self.generator.model_dump(exclude_none=True)
         # Absolute, because workers run in folders of their own. It is not part of any key.
         path = self.path and os.path.abspath(os.path.expanduser(self.path))
-        return Source(self.name, path, tuple(sorted(given.items())))
+        beside = (self.split.column,) if isinstance(self.split, SplitColumn) else ()
+        return Source(self.name, path, tuple(sorted(given.items())), beside)
 
     def sizes(self) -> SplitSizes:
         """The split asked for, or the dataset's default.
 
         Raises:
-            ValueError: if there is neither.
+            ValueError: if there is neither, or a column divides it.
         """
+        if isinstance(self.split, SplitColumn):
+            raise ValueError(f"'{self.name}' is divided by its column {self.split.column}")
         if self.split is not None:
             return self.split
         default = datasets.DEFAULT_SPLITS.get(self.name) if self.path is None else None
         if default is None:
             raise ValueError(
                 f"'{self.name}' has no default split; "
-                "add split: {members: …, reference: …, nonmembers: …}"
+                "add split: {members: …, reference: …, nonmembers: …} or split: {column: …}"
             )
         return SplitSizes(**default)
+
+    def division(self, seed: int, content_hash: str) -> Split:
+        """The task that divides it under a seed.
+
+        Raises:
+            ValueError: as `sizes` does, if no column divides it.
+        """
+        column = self.split if isinstance(self.split, SplitColumn) else None
+        sizes = None if column else self.sizes()
+        return Split(
+            seed=seed,
+            data=Data(self.source, content_hash),
+            members=sizes.members if sizes else 0,
+            reference=sizes.reference if sizes else 0,
+            nonmembers=sizes.nonmembers if sizes else 0,
+            untrained=sizes.untrained if sizes else 0,
+            known=self.known,
+            dedup=self.dedup,
+            column=column,
+        )
 
 
 class TargetEntry(_Entry):
     """The target's architecture and fields of its recipe."""
 
-    architecture: str | None = Field(None, description="default: the dataset's own")
+    architecture: PluginName | None = Field(None, description="default: the dataset's own")
     recipe: dict[str, Any] = {}
 
     @model_validator(mode="before")
@@ -124,7 +187,7 @@ class TargetEntry(_Entry):
 class DefenseEntry(_Entry):
     """A defense: its name, its fields, and how it is shown and asked."""
 
-    name: str
+    name: PluginName
     label: Label | None = None
     preset: Preset | None = None
     noise: NoisePolicy | None = None
@@ -140,10 +203,10 @@ class DefenseEntry(_Entry):
 class AttackEntry(_Entry):
     """An attack: its name, its fields, and what it is granted."""
 
-    name: str
+    name: PluginName
     label: Label | None = None
     preset: Preset | None = None
-    adaptive: bool = False
+    adaptive: bool = Field(False, strict=True)
     fit_on: Literal["defended", "clean"] = "defended"
     grid: dict[str, Values] = {}
     params: dict[str, Any] = {}
@@ -175,14 +238,16 @@ class Experiment(_Entry):
 
     name: Name
     description: str = ""
-    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     datasets: list[DatasetEntry] = Field(min_length=1)
     target: TargetEntry = TargetEntry()
     defenses: list[Annotated[list[DefenseEntry], Field(min_length=1)]] = Field(
         default=[[DefenseEntry(name="none")]], min_length=1, description="an inner list is a chain"
     )
     attacks: list[AttackEntry] = Field(min_length=1)
-    adaptive: bool = Field(False, description="also run attacks that train models adaptively")
+    adaptive: bool = Field(
+        False, strict=True, description="also run attacks that train models adaptively"
+    )
     preset: Preset = "cpu"
 
     @model_validator(mode="before")

@@ -25,21 +25,35 @@ from orchestrator.config import (
 from storage import datasets, splits
 from tasks import architectures, plugins
 from tasks.answers import Answers
-from tasks.base import Data, Rows, Task, stream
+from tasks.base import Rows, Task, stream
+from tasks.check_split import CheckSplit
 from tasks.fit_defense import FitDefense
 from tasks.measure_utility import MeasureUtility
 from tasks.noise import NoisePolicy
 from tasks.run_attack import RunAttack, known_rows
 from tasks.split import Split
-from tasks.train_shadows import BLOCK, Shadow, TrainShadows, shadow_pool
+from tasks.train_block import sub_models
+from tasks.train_shadows import (
+    BLOCK,
+    LoneShadow,
+    Shadow,
+    TrainShadows,
+    shadow_pool,
+    shadow_rows,
+)
 from tasks.train_target import TrainTarget
+from tasks.worst_case import WorstCase
 
 __all__ = ["Cell", "Plan", "make_plan"]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One place in the experiment's tables, and the task that fills it."""
+    """One place in the experiment's tables, and the task that fills it.
+
+    Attributes:
+        kind: "attack", "utility", "worst" (its seed is the first) or "check" (of no defense).
+    """
 
     kind: str
     dataset: str
@@ -87,11 +101,13 @@ def make_plan(experiment: Experiment, data_dir: Path | None) -> Plan:
         dataset = datasets.load(entry.source, data_dir)
         chains = list(_chains(experiment, entry.name, dataset.num_classes))
         listed = list(_attacks(experiment))
+        mine: list[Cell] = []
         for seed in experiment.seeds:
             case = _case(experiment, entry, dataset, seed)
-            for cell in _cells(experiment, entry, case, chains, listed):
-                cells.append(cell)
-                _collect(cell.task, tasks)
+            mine += _cells(experiment, entry, case, chains, listed)
+        cells += [*mine, *_worst_cells(mine)]
+    for cell in cells:
+        _collect(cell.task, tasks)
     return Plan(experiment, tasks, tuple(cells))
 
 
@@ -107,17 +123,7 @@ def _collect(task: Task, tasks: dict[str, Task]) -> None:
 def _case(
     experiment: Experiment, entry: DatasetEntry, dataset: datasets.Dataset, seed: int
 ) -> _Case:
-    sizes = entry.sizes()
-    split = Split(
-        seed=seed,
-        data=Data(entry.source, dataset.content_hash),
-        members=sizes.members,
-        reference=sizes.reference,
-        nonmembers=sizes.nonmembers,
-        untrained=sizes.untrained,
-        known=entry.known,
-        dedup=entry.dedup,
-    )
+    split = entry.division(seed, dataset.content_hash)
     name = experiment.target.architecture or architectures.default_architecture(
         entry.name, dataset.kind, experiment.preset
     )
@@ -173,6 +179,8 @@ def _cells(
     listed: Sequence[tuple[str, AttackEntry, Any]],
 ) -> Iterator[Cell]:
     baseline = _deploy(case, [])
+    checks = CheckSplit(seed=case.seed, split=case.split, judge=entry.judge)
+    yield Cell("check", entry.name, case.seed, "", "", "", experiment.preset, checks)
     for label, preset, stages in chains:
         answers = _deploy(case, stages)
         about = {
@@ -191,6 +199,7 @@ def _cells(
                 seed=case.seed,
                 answers=answers,
                 attack=plugin,
+                checks=checks,
                 judge=entry.judge,
                 fit_on=attack.fit_on,
                 adaptive=attack.adaptive,
@@ -199,9 +208,23 @@ def _cells(
             yield Cell(kind="attack", attack=name, task=task, **about)
 
 
+def _worst_cells(cells: Sequence[Cell]) -> Iterator[Cell]:
+    """The worst case of each defense of one dataset, over all its attacks and seeds."""
+    by_label: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.kind == "attack":
+            by_label.setdefault(cell.label, []).append(cell)
+    for mine in by_label.values():
+        attacks = {cell.task.key: cast(RunAttack, cell.task) for cell in mine}
+        worst = WorstCase(seed=mine[0].seed, attacks=tuple(attacks.values()))
+        yield replace(mine[0], kind="worst", attack="", task=worst)
+
+
 def _shadow(case: _Case, stages: Sequence[_Stage], judge: splits.Judge, number: int) -> Answers:
     """The answers of one shadow model, defended as the stages say."""
     shaping = [stage.plugin for stage in stages if isinstance(stage.plugin, TrainingDefense)]
+    if shaping and isinstance(shaping[0], PlanningDefense):
+        return _lone_shadow(case, stages, judge, number)
     block = TrainShadows(
         seed=case.seed,
         split=case.split,
@@ -214,6 +237,28 @@ def _shadow(case: _Case, stages: Sequence[_Stage], judge: splits.Judge, number: 
     pool = shadow_pool(case.divided, judge, case.seed)
     outline = DefenderOutline(case, shadow.seed, pool, pool, None)
     return _defended(Answers(seed=shadow.seed, source=shadow), stages, outline)
+
+
+def _lone_shadow(
+    case: _Case, stages: Sequence[_Stage], judge: splits.Judge, number: int
+) -> Answers:
+    """A shadow whose training defense has trainings of its own, which are tasks too."""
+    seed = stream(case.seed, "shadow", number)
+    pool = shadow_pool(case.divided, judge, case.seed)
+    halves = splits.half_split(pool, number + 1, seed=stream(case.seed, "shadow.halves"))
+    rows, reference = shadow_rows(pool, halves[number], number, case.seed)
+    held = Rows(np.concatenate(reference))
+    outline = DefenderOutline(case, seed, rows, held.array, held)
+    target = LoneShadow(
+        seed=seed,
+        split=case.split,
+        architecture=case.architecture,
+        defense=stages[0].plugin,
+        rows=Rows(rows),
+        reference=held,
+        trainings=outline.trainings(stages[0].plugin),
+    )
+    return _defended(Answers(seed=seed, source=target), stages, outline)
 
 
 def _deploy(
@@ -312,6 +357,13 @@ class DefenderOutline:
         if defense is None:
             return target
         return FitDefense(seed=seed, answers=Answers(seed=seed, source=target), defense=defense)
+
+    def models(
+        self, rows: Sequence[NDArray[np.int64]], *, seed: int, **overrides: Any
+    ) -> tuple[Task, ...]:
+        """Models of the target's architecture, one for each of `rows`, trained in blocks."""
+        recipe = architectures.with_recipe(self.case.architecture, **overrides)
+        return sub_models(self.case.split, recipe, rows, seed)
 
 
 def _attack_trainings(

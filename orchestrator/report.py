@@ -1,21 +1,17 @@
 """Results as tables in the terminal; every number is a query on the store's tables."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from orchestrator.config import Experiment
-from orchestrator.progress import spell_seconds
-from orchestrator.resume import Prepared, Store
+from orchestrator.resume import Store
 from tasks import metrics
-from tasks.nullband import NullBand, max_null_band
 
-__all__ = ["null_band", "print_plan", "print_results", "print_status"]
+__all__ = ["print_results"]
 
 _FLAG_MARKS = {
     "invalid": "!",
@@ -23,6 +19,10 @@ _FLAG_MARKS = {
     "non_adaptive": "n",
     "leaky": "L",
     "overlap": "o",
+    "no_adaptive_attack": "a",
+    "order_leak": "V",
+    "blind_leak": "V",
+    "swap_detectable": "s",
 }
 _MEANING = {
     "invalid": "in some seed 1.5 points below the gap attack it contains: under-trained",
@@ -30,6 +30,16 @@ _MEANING = {
     "non_adaptive": "non-adaptive: the attacker ignores the defense",
     "leaky": "leaky: the defense saw the non-members",
     "overlap": "overlap of shadow and judged records",
+    "no_adaptive_attack": "no attack here was made for this defense, so a stronger one may exist",
+    "order_leak": "void: the position of a record tells its membership (checks)",
+    "blind_leak": "void: the inputs alone tell membership (checks)",
+    "swap_detectable": "answers with a changed label can be told from the others by their vector",
+}
+_CELLS = {"utility": "utility", "worst": "worst of the attacks", "check": "checks of the split"}
+_GATES = {
+    "row_order": "row order",
+    "asked_order": "order asked",
+    "inputs": "inputs alone",
 }
 
 
@@ -38,20 +48,23 @@ def print_results(console: Console, experiment: Experiment, store: Store) -> Non
     tables = store.tables
     results = tables.frame("results", experiment.name)
     utility = tables.frame("utility", experiment.name)
+    worst = tables.frame("worst", experiment.name)
+    gates = tables.frame("gates", experiment.name)
     cells = tables.frame("cells", experiment.name)
     for entry in experiment.datasets:
         name = entry.name
         here = cells[cells["dataset"] == name]
-        labels = list(dict.fromkeys(here["label"]))
+        labels = [label for label in dict.fromkeys(here["label"]) if label]
         seeds = len(set(here["seed"]))
         console.print()
         console.print(_utility(utility[utility["dataset"] == name], labels, name, seeds))
         rows = results[results["dataset"] == name]
         attacks = list(dict.fromkeys(here.loc[here["kind"] == "attack", "attack"]))
-        console.print(_attacks(rows, labels, attacks, name, seeds))
+        headline = _headlines(worst[worst["dataset"] == name], rows)
+        console.print(_attacks(rows, headline, labels, attacks, name, seeds))
+        _print_gates(console, gates[gates["dataset"] == name])
         if entry.judge == "untrained":
-            scores = tables.frame("scores", experiment.name)
-            _print_null(console, scores, rows, labels, name)
+            _print_null(console, headline, name)
     _print_missing(console, cells)
 
 
@@ -72,10 +85,13 @@ def _utility(rows: pd.DataFrame, labels: Sequence[str], dataset: str, seeds: int
     table.add_column("defense", overflow="fold")
     for column in columns:
         table.add_column(column, justify="right")
+    marks: set[str] = set()
     for label in labels:
         mine = rows[rows["label"] == label]
+        flags = _flags_of(mine)
+        marks |= flags
         table.add_row(
-            label,
+            label + _marked(flags),
             _interval(mine["train_accuracy"], 100, 1),
             _interval(mine["test_accuracy"], 100, 1),
             _mean(mine["test_accuracy_drop"], 100, 1),
@@ -85,11 +101,17 @@ def _utility(rows: pd.DataFrame, labels: Sequence[str], dataset: str, seeds: int
             _mean(mine["fit_ratio"], 1, 2),
             _mean(mine["query_ratio"], 1, 1),
         )
+    _explain(table, marks)
     return table
 
 
 def _attacks(
-    rows: pd.DataFrame, labels: Sequence[str], attacks: Sequence[str], dataset: str, seeds: int
+    rows: pd.DataFrame,
+    headlines: Mapping[str, Mapping[str, Any]],
+    labels: Sequence[str],
+    attacks: Sequence[str],
+    dataset: str,
+    seeds: int,
 ) -> Table:
     title = f"{dataset}: what each attack gets (accuracy %, below it AUC; {_seeds(seeds)})"
     table = Table(title=title, title_justify="left", show_lines=True)
@@ -101,36 +123,68 @@ def _attacks(
         shown = [attack]
         for label in labels:
             mine = rows[(rows["label"] == label) & (rows["attack_label"] == attack)]
-            flags = {flag for listed in mine["flags"] for flag in listed if flag in _FLAG_MARKS}
+            flags = _flags_of(mine)
             marks |= flags
             shown.append(_attack_cell(mine, flags))
         table.add_row(*shown)
     shown = ["worst of these"]
     for label in labels:
         mine = rows[(rows["label"] == label) & rows["attack_label"].isin(attacks)]
-        means = mine.groupby("attack_label")["attack_accuracy"].mean()
-        # Attacks that tie exactly are named by the first in the experiment's order.
-        worst = [(float(means[name]), name) for name in attacks if name in means.index]
-        top = max(worst, key=lambda entry: entry[0], default=None)
-        shown.append(f"{100 * top[0]:.1f}\n{top[1]}" if top else "-")
+        if label in headlines:
+            flags = set(headlines[label]["flags"]) & _FLAG_MARKS.keys()
+            marks |= flags
+            shown.append(_worst_cell(headlines[label], flags))
+        else:
+            shown.append(_incomplete_cell(mine, attacks))
     table.add_row(*shown, style="bold")
-    if marks:
-        table.caption = "; ".join(f"{_FLAG_MARKS[m]} = {_MEANING[m]}" for m in sorted(marks))
-        table.caption_justify = "left"
+    _explain(table, marks)
     return table
+
+
+def _flags_of(rows: pd.DataFrame) -> set[str]:
+    return {flag for listed in rows["flags"].dropna() for flag in listed if flag in _FLAG_MARKS}
+
+
+def _marked(flags: Iterable[str]) -> str:
+    marks = "".join(sorted({_FLAG_MARKS[flag] for flag in flags}))
+    return f" {marks}" if marks else ""
+
+
+def _explain(table: Table, flags: Iterable[str]) -> None:
+    """Say under a table what its marks mean."""
+    meant = [f"{_FLAG_MARKS[flag]} = {_MEANING[flag]}" for flag in sorted(flags)]
+    if meant:
+        table.caption, table.caption_justify = "; ".join(meant), "left"
 
 
 def _attack_cell(rows: pd.DataFrame, flags: Iterable[str]) -> str:
     if rows.empty:
         return "-"
-    marks = "".join(sorted(_FLAG_MARKS[flag] for flag in flags))
     if len(rows) == 1:
-        row = rows.iloc[0]
-        half = 50 * (row["attack_accuracy_high"] - row["attack_accuracy_low"])
-        accuracy = f"{100 * row['attack_accuracy']:.1f} ±{half:.1f}"
+        accuracy = _with_limits(rows.iloc[0])
     else:
         accuracy = _interval(rows["attack_accuracy"], 100, 1)
-    return f"{accuracy}{' ' + marks if marks else ''}\n{_mean(rows['auc'], 1, 3)}"
+    return f"{accuracy}{_marked(flags)}\n{_mean(rows['auc'], 1, 3)}"
+
+
+def _worst_cell(row: Mapping[str, Any], flags: Iterable[str]) -> str:
+    """The largest attack of a defense, and what chance makes the largest of as many."""
+    chance = f"chance ≤ {100 * row['chance_accuracy']:.1f}"
+    return f"{_with_limits(row)}{_marked(flags)}\n{row['attack_label']}\n{chance}"
+
+
+def _incomplete_cell(rows: pd.DataFrame, attacks: Sequence[str]) -> str:
+    """The largest of the attacks there are, where some are missing."""
+    means = rows.groupby("attack_label")["attack_accuracy"].mean()
+    # Attacks that tie exactly are named by the first in the experiment's order.
+    found = [(float(means[name]), name) for name in attacks if name in means.index]
+    top = max(found, key=lambda entry: entry[0], default=None)
+    return f"{100 * top[0]:.1f}\n{top[1]}\nincomplete" if top else "-"
+
+
+def _with_limits(row: Any) -> str:
+    half = 50 * (row["attack_accuracy_high"] - row["attack_accuracy_low"])
+    return f"{100 * row['attack_accuracy']:.1f} ±{half:.1f}"
 
 
 def _interval(values: "pd.Series[Any]", scale: float, digits: int) -> str:
@@ -152,107 +206,63 @@ def _seeds(count: int) -> str:
     return "1 seed, ± 95 % over records" if count == 1 else f"{count} seeds, ± 95 % over seeds"
 
 
-def _print_null(
-    console: Console,
-    scores: pd.DataFrame,
-    rows: pd.DataFrame,
-    labels: Sequence[str],
-    dataset: str,
-) -> None:
-    """The verdict of the null: no attack may leave the max-null band."""
-    for label in labels:
-        band, attacks = null_band(scores, rows[rows["label"] == label])
-        verdict = "inside" if band.inside else "OUTSIDE: the evaluation itself leaks"
-        console.print(
-            f"null on {dataset}, {label}: worst accuracy {band.observed_accuracy:.2f} sd "
-            f"({attacks[band.worst_accuracy]}, band {band.band_accuracy:.2f}), worst AUC "
-            f"{band.observed_auc:.2f} sd ({attacks[band.worst_auc]}, band {band.band_auc:.2f}): "
-            f"{verdict}"
+def _headlines(worst: pd.DataFrame, rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """By defense, the worst case, its attacks under the names they have in the experiment."""
+    names: dict[tuple[str, str], str] = {}
+    for label, key, name in zip(rows["label"], rows["task_key"], rows["attack_label"], strict=True):
+        names.setdefault((label, key), name)  # one task under two names: the first
+    found: dict[str, dict[str, Any]] = {}
+    for row in worst.to_dict("records"):
+        label = row["label"]
+        for kind in ("attack", "accuracy_sd", "auc_sd"):
+            row[f"{kind}_label"] = names.get((label, row[f"{kind}_key"]), row["attack"])
+        found[label] = {str(name): value for name, value in row.items()}
+    return found
+
+
+def _print_gates(console: Console, gates: pd.DataFrame) -> None:
+    """Whether the protocol itself leaks: what is guessed without any answer."""
+    if gates.empty:
+        return
+    told, leaks = [], []
+    seeds = gates["seed"].nunique()
+    for gate, words in _GATES.items():
+        mine = gates[gates["gate"] == gate]
+        told.append(f"{words} {_mean(mine['value'], 1, 3)}")
+        if mine["flagged"].any():
+            leaks.append(f"{words} in {mine['flagged'].sum()} of {seeds}")
+    of_class = gates[gates["gate"] == "class"]
+    told.append(f"{'smallest ' if seeds > 1 else ''}class p {of_class['p'].min():.2g}")
+    by_class = int(of_class["flagged"].sum())
+    verdict = "no leak in the protocol"
+    if leaks:
+        verdict = f"LEAK: membership is told by {', '.join(leaks)} seeds; their results are void"
+    elif by_class:  # the level is 1 %, so this alone voids nothing
+        verdict = (
+            f"no leak by order or inputs; classes tell membership in {by_class} of {seeds} seeds "
+            "(p ≤ 0.01), as chance does in 1 of 100"
         )
+    console.print(f"checks (AUC without asking the model): {', '.join(told)}: {verdict}")
 
 
-def null_band(scores: pd.DataFrame, rows: pd.DataFrame) -> tuple[NullBand, list[str]]:
-    """The max-null band over the attacks and seeds of one defense (methods.md section 8.6).
-
-    Args:
-        scores: rows of the table `scores`.
-        rows: result rows of one dataset and defense.
-
-    Returns:
-        The band, and the attacks in the order it counts them.
-    """
-    attacks = sorted(set(rows["attack_label"]))
-    of_task = dict(iter(scores.groupby("task_key")))
-    judged, decided, members = [], [], []
-    for _, seed in rows.groupby("seed"):
-        key = dict(zip(seed["attack_label"], seed["task_key"], strict=True))
-        frames = [of_task[key[attack]].sort_values("record") for attack in attacks]
-        judged.append(np.stack([frame["score"].to_numpy() for frame in frames]))
-        decided.append(np.stack([frame["decision"].to_numpy(dtype=bool) for frame in frames]))
-        members.append(frames[0]["is_member"].to_numpy(dtype=bool))
-    return max_null_band(judged, decided, members, seed=0), attacks
+def _print_null(console: Console, headlines: Mapping[str, Mapping[str, Any]], dataset: str) -> None:
+    """The verdict of the null: no attack may leave the max-null band."""
+    for label, row in headlines.items():
+        verdict = "inside" if row["inside_band"] else "OUTSIDE: the evaluation itself leaks"
+        console.print(
+            f"null on {dataset}, {label}: worst accuracy {row['observed_accuracy_sd']:.2f} sd "
+            f"({row['accuracy_sd_label']}, band {row['band_accuracy_sd']:.2f}), worst AUC "
+            f"{row['observed_auc_sd']:.2f} sd ({row['auc_sd_label']}, band "
+            f"{row['band_auc_sd']:.2f}): {verdict}"
+        )
 
 
 def _print_missing(console: Console, cells: pd.DataFrame) -> None:
     """Say which cells are missing, and why."""
     missing = cells[~cells["status"].isin(["done"])]
     for row in missing.to_dict("records"):
-        what = row["attack"] or "utility"
+        what = row["attack"] or _CELLS[row["kind"]]
         reason = f": {row['reason']}" if row["reason"] else ""
-        where = f"{row['dataset']} seed {row['seed']}, {row['label']}, {what}"
-        console.print(f"missing: {where} ({row['status']}{reason})")
-
-
-def print_plan(console: Console, prepared: Prepared) -> None:
-    """Print what would run: a row per kind and name, with the expected seconds."""
-    needed = set(prepared.needed)
-    tasks = prepared.plan.tasks
-    counted: dict[tuple[str, str, str], list[str]] = {}
-    for key, task in tasks.items():
-        counted.setdefault((task.dataset, task.kind, task.name), []).append(key)
-    table = Table(title=f"{prepared.plan.experiment.name}: the plan", title_justify="left")
-    for column in ("dataset", "task", "name"):
-        table.add_column(column)
-    for column in ("tasks", "in the store", "to run", "expected s each"):
-        table.add_column(column, justify="right")
-    for (dataset, kind, name), keys in counted.items():
-        missing = sum(1 for key in keys if key in needed)
-        each = sum(prepared.seconds[key] for key in keys) / len(keys)
-        in_store = sum(1 for key in keys if key in prepared.done)
-        numbers = (str(len(keys)), str(in_store), str(missing), f"{each:.1f}")
-        table.add_row(dataset, kind, name, *numbers)
-    console.print(table)
-    for note in prepared.notes:
-        console.print(note)
-    total = spell_seconds(prepared.expected_s)
-    console.print(
-        f"{len(needed)} of {len(tasks)} tasks to run, about {total} of work for one worker"
-    )
-
-
-def print_status(console: Console, prepared: Prepared, store: Store) -> None:
-    """Print, per dataset and defense, how many cells are done, failed and waiting."""
-    failures = store.tables.frame("failures")
-    failed = dict(zip(failures["key"].tolist(), failures["error"].tolist(), strict=True))
-    table = Table(title=f"{prepared.plan.experiment.name}: status", title_justify="left")
-    for column in ("dataset", "defense"):
-        table.add_column(column)
-    for column in ("cells", "done", "failed", "waiting"):
-        table.add_column(column, justify="right")
-    places: dict[tuple[str, str], Counter[str]] = {}
-    reasons: dict[str, str] = {}
-    for cell in prepared.plan.cells:
-        key = cell.task.key
-        state = "done" if key in prepared.done else "failed" if key in failed else "waiting"
-        places.setdefault((cell.dataset, cell.label), Counter())[state] += 1
-        if state == "failed":
-            what = f"{cell.task.kind} {cell.task.name} {cell.dataset} seed {cell.seed}"
-            reasons[what] = failed[key]
-    for (dataset, label), count in places.items():
-        numbers = (str(count.total()), *(str(count[s]) for s in ("done", "failed", "waiting")))
-        table.add_row(dataset, label, *numbers)
-    console.print(table)
-    for note in prepared.notes:
-        console.print(note)
-    for what, reason in reasons.items():
-        console.print(f"failed: {what}: {reason}")
+        seed = "" if row["kind"] == "worst" else f" seed {row['seed']}"
+        place = ", ".join(filter(None, [row["dataset"] + seed, row["label"], what]))
+        console.print(f"missing: {place} ({row['status']}{reason})")

@@ -3,10 +3,9 @@
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,9 +13,16 @@ from typing import Any
 import yaml
 
 from orchestrator.plan import Plan
-from storage.artifacts import ArtifactDamaged, ArtifactMissing, Artifacts, write_whole
+from storage.artifacts import (
+    ArtifactDamaged,
+    ArtifactMissing,
+    Artifacts,
+    drop_drafts,
+    write_whole,
+)
 from storage.tables import Tables
 from tasks.base import Task, measured
+from tasks.versions import installed, software
 
 __all__ = ["Prepared", "Store", "cell_rows", "compare", "describe", "record"]
 
@@ -32,14 +38,20 @@ class Store:
         """The artifacts."""
         return Artifacts(self.root / "artifacts")
 
-    @property
+    @cached_property
     def tables(self) -> Tables:
-        """The tables."""
+        """The tables; their `problems` tell what was found damaged."""
         return Tables(self.root / "tables")
 
     def experiment(self, name: str) -> Path:
         """The folder of one experiment."""
         return self.root / "experiments" / name
+
+    def drop_stale_drafts(self, older_than_s: float) -> int:
+        """Remove what processes that were killed were writing; as `drop_drafts`."""
+        folders = (*self.root.glob("tables/*"), *self.root.glob("experiments/*"))
+        dropped = (drop_drafts(folder, older_than_s) for folder in folders)
+        return self.artifacts.drop_stale_drafts(older_than_s) + sum(dropped)
 
 
 @dataclass(frozen=True)
@@ -79,58 +91,58 @@ def compare(plan: Plan, store: Store, *, repair: bool) -> Prepared:
     notes: list[str] = []
     done = set()
     for key, task in plan.tasks.items():
-        match artifacts.state(key):
-            case "complete":
-                done.add(key)
-            case "damaged":
-                notes.append(_damaged(artifacts, task, "incomplete or altered", repair))
-    done -= _restore_rows(plan, done, store, notes, repair)
+        try:
+            artifacts.open(key)
+            done.add(key)
+        except ArtifactMissing:
+            continue
+        except ArtifactDamaged as damage:
+            notes.append(_damaged(artifacts, task, damage, repair))
+    tables = store.tables
+    if repair:
+        done -= _restore_rows(plan, done, store, tables, notes)
     needed = _needed(plan, done)
     # What alike tasks took is looked up only where somebody will read it.
     idle = repair and not needed
-    seconds = dict.fromkeys(plan.tasks, 0.0) if idle else _expected(plan, store.tables)
+    seconds = dict.fromkeys(plan.tasks, 0.0) if idle else _expected(plan, tables)
+    notes.extend(tables.problems)
     return Prepared(plan, frozenset(done), needed, seconds, tuple(notes))
 
 
-def _damaged(artifacts: Artifacts, task: Task, reason: str, repair: bool) -> str:
+def _damaged(
+    artifacts: Artifacts, task: Task, damage: ArtifactDamaged | ArtifactMissing, repair: bool
+) -> str:
     if repair:
-        artifacts.set_aside(task.key, reason)
-    then = "set aside, to be computed again" if repair else "`sfumato run` computes it again"
-    return f"damaged artifact {task.kind} {task.name} {task.key[:12]} ({reason}): {then}"
+        artifacts.set_aside(task.key, str(damage))
+    fault = damage.fault if isinstance(damage, ArtifactDamaged) else str(damage)
+    then = "set aside, computed again if needed" if repair else "`sfumato run` computes it again"
+    return f"damaged artifact {task.kind} {task.name} {task.key[:12]} ({fault}): {then}"
 
 
 def _restore_rows(
-    plan: Plan, done: set[str], store: Store, notes: list[str], repair: bool
+    plan: Plan, done: set[str], store: Store, tables: Tables, notes: list[str]
 ) -> set[str]:
     """Write table rows that finished artifacts hold and the tables lack.
 
     Returns:
         Keys of artifacts that turned out to be damaged.
     """
-    if not repair:
-        return set()
-    tables = store.tables
     damaged = set()
     filled = {cell.task.key: cell.task for cell in plan.cells if cell.task.key in done}
     by_table: dict[str, set[str]] = {"tasks": set(done)}
     for key, task in filled.items():
-        for table in _tables_of(task):
+        for table in task.TABLES:
             by_table.setdefault(table, set()).add(key)
     lacking: set[str] = set()
     for table, keys in by_table.items():
         lacking |= tables.lacking(table, keys)
-    notes.extend(tables.problems)
     for key in lacking:
         try:
             record(plan.tasks[key], store)
         except (ArtifactDamaged, ArtifactMissing) as error:
-            notes.append(_damaged(store.artifacts, plan.tasks[key], str(error), repair))
+            notes.append(_damaged(store.artifacts, plan.tasks[key], error, repair=True))
             damaged.add(key)
     return damaged
-
-
-def _tables_of(task: Task) -> tuple[str, ...]:
-    return {"RunAttack": ("results", "scores"), "MeasureUtility": ("utility",)}.get(task.kind, ())
 
 
 def _needed(plan: Plan, done: set[str]) -> tuple[str, ...]:
@@ -228,30 +240,11 @@ def describe(plan: Plan, store: Store) -> None:
 
 
 def _versions() -> dict[str, Any]:
-    packages = ("sfumato", "torch", "numpy", "faiss-cpu", "faiss-gpu", "ray", "scikit-learn")
-    found = {}
-    for name in packages:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    made = software()
     return {
-        "packages": found,
-        "python": platform.python_version(),
+        **made,
+        "packages": made["packages"] | installed("ray"),
         "machine": platform.machine(),
         "system": platform.system(),
         "cores": os.cpu_count(),
-        "commit": _commit(),
     }
-
-
-def _commit() -> str | None:
-    """The commit of the source tree, where it is one."""
-    here = Path(__file__).resolve().parent
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None

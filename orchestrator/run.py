@@ -28,7 +28,7 @@ __all__ = ["Options", "Outcome", "Progress", "run"]
 
 INLINE_BELOW_S = 8.0  # starting Ray costs about 4 s; below this one process is done sooner
 _POLL_S = 0.5
-_STALE_S = 86_400.0  # a draft this old was left by a process that was killed
+_STALE_S = 86_400.0  # a draft of another machine this old was left by a process that was killed
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,11 @@ def run(experiment: Experiment, options: Options, progress: Progress) -> Outcome
     store = Store(options.store)
     plan = make_plan(experiment, options.data_dir)
     prepared = compare(plan, store, repair=True)
+    num_told = len(store.tables.problems)
     outcome = Outcome(plan, cached=len(prepared.done))
     try:
         describe(plan, store)
-        store.artifacts.drop_stale_drafts(older_than_s=_STALE_S)
+        store.drop_stale_drafts(older_than_s=_STALE_S)
         # Cells are written before and after: a killed driver leaves results that can be queried.
         store.tables.write_cells(experiment.name, cell_rows(plan, store, {}, {}))
     except StoreUnwritable as error:
@@ -147,6 +148,7 @@ def run(experiment: Experiment, options: Options, progress: Progress) -> Outcome
         except StoreUnwritable as error:
             outcome.stopped = outcome.stopped or str(error)
         outcome.warnings += history.close()
+        outcome.warnings += store.tables.problems[num_told:]
     return outcome
 
 
@@ -177,6 +179,8 @@ class _Loop:
             store.root / "artifacts", options.data_dir, device=device, journal=options.journal
         )
         self.present: set[str] = set()
+        self.max_attempts = options.max_attempts
+        self.unread: dict[str, int] = {}  # key -> times its fresh artifact could not be read
 
     def work(self) -> None:
         """Until nothing can run any more, or the store takes no more."""
@@ -187,7 +191,8 @@ class _Loop:
                 for event in self.executor.events(_POLL_S):
                     if isinstance(event, WorkerJoined) and not self.outcome.workers:
                         began = time.perf_counter()
-                    self._obey(self._hear(event))
+                    if (known := self._hear(event)) is not None:
+                        self._obey(known)
         except StoreUnwritable as error:  # the disk filled up under the tables
             self.outcome.stopped = str(error)
         finally:
@@ -195,10 +200,11 @@ class _Loop:
             self.outcome.failed = dict(self.state.failed)
             self.outcome.blocked = dict(self.state.blocked)
             self.executor.close()
+            self.store.drop_stale_drafts(older_than_s=_STALE_S)  # of workers that were lost
             self._keep_failures()
 
-    def _hear(self, event: Event) -> Event:
-        """Record what an event tells; gives the event the scheduler should know."""
+    def _hear(self, event: Event) -> Event | None:
+        """Record what an event tells; gives the event the scheduler should know, if any."""
         match event:
             case WorkerJoined(worker):
                 self.present.add(worker)
@@ -211,8 +217,7 @@ class _Loop:
                 try:
                     self.history.put(record(self.tasks[key], self.store))
                 except (ArtifactDamaged, ArtifactMissing) as error:
-                    self.store.artifacts.set_aside(key, str(error))
-                    return TaskFailed(worker, key, str(error))
+                    return self._once_more(worker, key, str(error))
                 self.outcome.task_s += seconds
                 self.outcome.ran += 1
                 self.progress.finished(worker, self.tasks[key], seconds)
@@ -221,9 +226,20 @@ class _Loop:
                 if error.startswith("StoreUnwritable"):
                     self.outcome.stopped = error.partition(": ")[2]
             case InputDamaged(worker, _, damaged, reason):
-                self.store.artifacts.set_aside(damaged, reason)
-                self.progress.note(f"artifact {damaged[:12]} is damaged ({reason}): set aside")
+                # It is not there if another task found it damaged a moment ago.
+                if self.store.artifacts.set_aside(damaged, reason):
+                    self.progress.note(f"artifact {damaged[:12]} is damaged ({reason}): set aside")
         return event
+
+    def _once_more(self, worker: str, key: str, reason: str) -> Event | None:
+        """What a task kept cannot be read back: run it again, unless that was tried too often."""
+        self.store.artifacts.set_aside(key, reason)
+        self.unread[key] = self.unread.get(key, 0) + 1
+        if self.unread[key] >= self.max_attempts:
+            return TaskFailed(worker, key, reason)
+        self.progress.note(f"{reason} It was set aside, and its task runs again")
+        self.executor.submit(worker, key, execute, self.tasks[key], self.site, worker)
+        return None
 
     def _obey(self, event: Event) -> None:
         for instruction in self.state.handle(event):

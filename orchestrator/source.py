@@ -1,50 +1,19 @@
 """An experiment file as text: where each key stands, and settings changed from outside."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
+from orchestrator._problem import ConfigError, Problem, nearest, readable
+from orchestrator._yaml import DEEPEST, parsed
 
-__all__ = ["ConfigError", "Content", "Problem", "nearest", "packaged", "read"]
+__all__ = ["ConfigError", "Content", "Problem", "nearest", "packaged", "read", "readable"]
 
-# An experiment of a thousand plugins has far less; a few lines of aliases make far more.
-_MOST_VALUES = 100_000
-_DEEPEST = 20
+_MOST_BYTES = 1_000_000
 _STEP = re.compile(r"([^.\[\]=\s]+)|\[(\d{1,6})\]")
 _SETTING = re.compile(r"[^.\[\]=\s]+(\.[^.\[\]=\s]+|\[\d{1,6}\])*")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing wrong with an experiment: where, and what to do.
-
-    Attributes:
-        path: the keys that lead there, such as `datasets[0].split`; empty for the whole.
-        message: what is wrong, the value, what would be right.
-        line: of the file, where it stands in one.
-    """
-
-    path: str
-    message: str
-    line: int | None = None
-
-    def __str__(self) -> str:
-        place = f"line {self.line}: " if self.line else ""
-        return f"{place}{self.path}: {self.message}" if self.path else f"{place}{self.message}"
-
-
-class ConfigError(ValueError):
-    """An experiment that cannot run, with all its problems."""
-
-    def __init__(self, name: str, problems: Sequence[Problem]) -> None:
-        self.name, self.problems = name, tuple(problems)
-        listed = "\n".join(f"  {problem}" for problem in problems)
-        noun = "problem" if len(problems) == 1 else "problems"
-        super().__init__(f"{name}: {len(problems)} {noun}\n{listed}")
 
 
 @dataclass
@@ -68,17 +37,19 @@ class Content:
     def set(self, setting: str) -> None:
         """Change one value, as "key=value" with a dotted path and a YAML value."""
         path, equals, text = setting.partition("=")
+        setting = readable(setting, 100)
         if not equals or not _SETTING.fullmatch(path):
             message = f"'{setting}' is not key=value, as in target.epochs=5 or seeds=[0,1]"
             self.problems.append(Problem("--set", message))
             return
-        value, _, problems = _parsed(text)
+        value, _, problems = parsed(text)
         if problems:
             listed = [Problem("--set", f"'{setting}': {p.message}") for p in problems]
             self.problems += listed
             return
         steps = [int(i) if i else name for name, i in _STEP.findall(path)]
-        fault = _put(self.raw, steps, value)
+        deep = f"nested deeper than {DEEPEST} levels" if len(steps) > DEEPEST else None
+        fault = deep or _put(self.raw, steps, value)
         if fault:
             self.problems.append(Problem("--set", f"'{setting}' does not fit: {fault}"))
         self.changed.add(path)
@@ -96,6 +67,8 @@ class Content:
                 return Problem(path, f"{problem.message} (as --set says)")
             if path[:end] in self.lines:
                 return Problem(path, problem.message, self.lines[path[:end]])
+        if path and any(setting.startswith(path) for setting in self.changed):
+            return Problem(path, f"{problem.message} (as --set says)")
         return problem
 
 
@@ -113,16 +86,21 @@ def read(name: str) -> Content:
     """
     path = _find(name)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            message = f"has more than {_MOST_BYTES:,} bytes, which no experiment needs; is it data?"
+            raise ConfigError(name, [Problem("", f"{message} Name a YAML file")])
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         message = f"is not UTF-8 text ({error.reason} at byte {error.start}); name a YAML file"
         raise ConfigError(name, [Problem("", message)]) from None
     except OSError as error:
-        message = f"cannot be read: {error.strerror}"
+        message = f"cannot be read: {error.strerror}; name a YAML file"
         raise ConfigError(name, [Problem("", message)]) from None
-    raw, lines, problems = _parsed(text)
+    raw, lines, problems = parsed(text)
     if not isinstance(raw, dict):
-        kind = "empty" if raw is None else f"a {type(raw).__name__}"
+        kind = "empty" if raw is None else "a list" if isinstance(raw, list) else "a single value"
         message = f"is {kind}, not a mapping of keys; it needs at least datasets: and attacks:"
         raise ConfigError(str(path), problems or [Problem("", message)])
     return Content(path, raw, lines, problems)
@@ -138,8 +116,8 @@ def _find(name: str) -> Path:
             return path
         is_folder = bool(name) and path.is_dir()
     except OSError as error:
-        message = f"cannot be read: {error.strerror}"
-        raise ConfigError(name[:200], [Problem("", message)]) from None
+        message = f"cannot be read: {error.strerror}; name a YAML file"
+        raise ConfigError(name, [Problem("", message)]) from None
     listed = ", ".join(known)
     if is_folder:
         message = f"is a folder; name a YAML file in it, or a packaged experiment ({listed})"
@@ -148,128 +126,6 @@ def _find(name: str) -> Path:
     else:
         message = f"is neither a packaged experiment ({listed}) nor a file{nearest(name, known)}"
     raise ConfigError(name or "(no name)", [Problem("", message)])
-
-
-def nearest(name: str, known: Sequence[str] | dict[str, Any]) -> str:
-    """A suggestion to put after a message: the nearest name, or all of them."""
-    near = get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}"
-
-
-def _parsed(text: str) -> tuple[Any, dict[str, int], list[Problem]]:
-    """The value of a YAML text, the line of every path in it, and what is wrong with it."""
-    problems: list[Problem] = []
-    lines: dict[str, int] = {}
-    loader: yaml.SafeLoader | None = None
-    try:
-        loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None, lines, problems
-        problem = _too_large(node)
-        if problem is None:
-            for path, line, fault in _walk(loader, node, ""):
-                lines.setdefault(path, line)
-                problems += [Problem(path, fault, line)] if fault else []
-            if any("cannot be read" in fault.message for fault in problems):
-                return None, lines, problems
-            return _unshared(loader.construct_document(node)), lines, problems
-    except yaml.YAMLError as error:
-        problem = _syntax(error, text)
-    except RecursionError:
-        message = f"is nested deeper than {_DEEPEST} levels, or an alias in it holds itself"
-        problem = Problem("", f"{message}; write lists and mappings out flat")
-    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
-        problem = Problem("", f"holds a value that cannot be read as its YAML tag says: {error}")
-    finally:
-        if loader is not None:
-            loader.dispose()
-    return None, lines, [problem]
-
-
-def _syntax(error: yaml.YAMLError, text: str) -> Problem:
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    what = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be parsed"
-    line = mark.line + 1 if mark else None
-    position = getattr(error, "position", None)
-    if line is None and isinstance(position, int):
-        line = text.count("\n", 0, position) + 1
-    hint = "; indent with spaces, not tabs" if "\\t" in what else ""
-    return Problem("", f"is not YAML: {what}{hint}", line)
-
-
-def _children(node: yaml.Node) -> list[yaml.Node]:
-    if isinstance(node, yaml.MappingNode):
-        return [part for pair in node.value for part in pair]
-    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
-
-
-def _too_large(root: yaml.Node) -> Problem | None:
-    """Refuse aliases that multiply and nesting without end, before anything walks them."""
-    known: dict[int, tuple[int, int]] = {}
-    above: set[int] = set()
-
-    def measure(node: yaml.Node) -> tuple[int, int]:
-        """How many values, and how many levels of them."""
-        if id(node) in above:
-            raise RecursionError
-        if id(node) not in known:
-            above.add(id(node))
-            below = [measure(child) for child in _children(node)]
-            above.discard(id(node))
-            height = 1 + max((levels for _, levels in below), default=0)
-            known[id(node)] = 1 + sum(count for count, _ in below), height
-        return known[id(node)]
-
-    total, levels = measure(root)
-    if levels > _DEEPEST:
-        raise RecursionError
-    if total <= _MOST_VALUES:
-        return None
-    message = f"holds {total} values once its aliases are followed; at most {_MOST_VALUES} are read"
-    return Problem("", message)
-
-
-def _walk(
-    loader: yaml.SafeLoader, node: yaml.Node, path: str
-) -> Iterator[tuple[str, int, str | None]]:
-    """Every path with its line, and what is wrong there; call only on what is small enough."""
-    line = node.start_mark.line + 1
-    if isinstance(node, yaml.ScalarNode):
-        yield path, line, _unreadable(loader, node)
-        return
-    yield path, line, None
-    if isinstance(node, yaml.MappingNode):
-        given = set()
-        for key, value in node.value:
-            name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
-            below, line = f"{path}.{name}" if path else name, key.start_mark.line + 1
-            yield below, line, "is given twice; keep one" if name in given else None
-            given.add(name)
-            yield from _walk(loader, value, below)
-    else:
-        for i, value in enumerate(node.value):
-            yield from _walk(loader, value, f"{path}[{i}]")
-
-
-def _unreadable(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str | None:
-    """Why a scalar is not what it looks like or is tagged as (a 30th of February, say)."""
-    try:
-        loader.construct_object(node)
-    except yaml.YAMLError as error:
-        return f"cannot be read: {getattr(error, 'problem', None) or error}; quote text"
-    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
-        return f"cannot be read: {error}; quote text"
-    return None
-
-
-def _unshared(value: Any) -> Any:
-    """A copy in which every alias is a value of its own."""
-    if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_unshared(item) for item in value]
-    return value
 
 
 def _put(place: Any, steps: Sequence[str | int], value: Any) -> str | None:

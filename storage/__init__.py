@@ -1,10 +1,15 @@
 """Everything kept: finished work, the tables of results, data and its division, the run history.
 
 artifacts.py   folders named by task key, written whole or not at all, checked when read
-tables.py      Parquet schemas, part files named by task key, queries over them
+tables.py      Parquet schemas, part files named by task key, views that join them
+queries.py     questions in SQL, answered by DuckDB: only reading, shut off from the world
+exports.py     answers as CSV, JSON or Parquet
+census.py      what lies in a store, whole or not, and how a piece of it is removed
 datasets.py    name -> arrays, class count and content hash
 splits.py      seeded, disjoint data roles of a dataset
+given.py       the roles a column of a dataset gives
 invariants.py  the checks that no row leaked from one role into another
 tracking.py    the tables' rows as runs in MLflow, rebuildable from them
+runs.py        the run history asked: filters in plain columns
 mirror.py      rows on their way to MLflow while a run goes on, and what has arrived
 """

@@ -24,8 +24,10 @@ class DatasetInfo:
         rows: n.
         classes: C.
         shape: of one record, images channel-first.
+        kind: as `Dataset.kind` once it is loaded.
         available: whether `load` finds it.
         default_split: rows of members, reference and nonmembers.
+        path: its file in the data directory, if there is one.
     """
 
     name: str
@@ -36,21 +38,29 @@ class DatasetInfo:
     shape: tuple[int, ...]
     available: bool
     default_split: Mapping[str, int]
+    kind: str
+    path: Path | None = None
+
+
+# What the shape does not tell: the digits' pixels are 0..16.
+_KINDS = {"digits": "continuous", "adult": "text"}
 
 
 def _info(
     name: str, rows: int, classes: int, shape: str, split: str, summary: str, source: str
 ) -> DatasetInfo:
     sizes = zip(("members", "reference", "nonmembers"), map(int, split.split("/")), strict=True)
+    dimensions = tuple(map(int, shape.split("x")))
     return DatasetInfo(
         name=name,
         summary=summary,
         source=source,
         rows=rows,
         classes=classes,
-        shape=tuple(map(int, shape.split("x"))),
+        shape=dimensions,
         available=False,
         default_split=dict(sizes),
+        kind=_KINDS.get(name, "image" if len(dimensions) == 3 else "binary"),
     )
 
 
@@ -136,14 +146,24 @@ DEFAULT_SPLITS: dict[str, dict[str, int]] = {
 
 def names(data_dir: Path | None = None) -> list[DatasetInfo]:
     """Every known dataset; `available` says whether `load` would find it."""
+    found = {name: in_data_dir(name, data_dir) for name in _CATALOGUE}
     return [
         dataclasses.replace(
             info,
+            path=found[info.name],
             available=info.name != "adult"
-            and (info.name in BUILT_IN or in_data_dir(info.name, data_dir) is not None),
+            and (info.name in BUILT_IN or found[info.name] is not None),
         )
         for info in _CATALOGUE.values()
     ]
+
+
+def own_files(data_dir: Path | None) -> list[Path]:
+    """Files of the data directory that are no set of the catalogue, by name."""
+    if data_dir is None:
+        return []
+    paths = (path for path in sorted(data_dir.iterdir()) if path.stem not in _CATALOGUE)
+    return [path for path in paths if in_data_dir(path.stem, data_dir) == path]
 
 
 def in_data_dir(name: str, data_dir: Path | None) -> Path | None:

@@ -1,8 +1,12 @@
 """Writing to the store's disk: names fit for a path, bytes that stay, faults told apart."""
 
 import errno
+import hashlib
 import os
 import re
+import shutil
+import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +16,10 @@ KEY = re.compile(r"[0-9a-f]{64}")
 
 _NAME = re.compile(r"[a-z0-9_.-]+")
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+_IN_THE_WAY = {errno.EEXIST, errno.EISDIR, errno.ENOTDIR}
+# What a file says that is there and cannot be had; others (too many open files) are not its fault.
+_UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP}
+_DRAFT = re.compile(r"\.draft-(.+)-([0-9]+)-[0-9a-f]{32}")
 
 
 class StoreUnwritable(OSError):
@@ -24,13 +32,22 @@ def writing_to(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, StoreUnwritable) or error.errno not in _UNWRITABLE:
+        if isinstance(error, StoreUnwritable) or error.errno not in _UNWRITABLE | _IN_THE_WAY:
             raise
+        where = f" ({error.filename})" if error.filename else ""
+        remedy = "Free space or permit writing there"
+        if error.errno in _IN_THE_WAY:
+            remedy = "Move away what is in the way there"
         raise StoreUnwritable(
             error.errno,
-            f"cannot write to the store at {place}: {os.strerror(error.errno)}. "
-            "Free space or permit writing there, or keep the store elsewhere with --store",
+            f"cannot write to the store at {place}: {os.strerror(error.errno)}{where}. "
+            f"{remedy}, or keep the store elsewhere with --store",
         ) from error
+
+
+def unreadable(error: OSError) -> bool:
+    """Whether a file that is there cannot be had: forbidden, a circle of links, a bad disk."""
+    return error.errno in _UNREADABLE
 
 
 def check_key(key: str) -> str:
@@ -83,9 +100,85 @@ def write_whole(path: Path, text: str) -> None:
     """
     with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+        draft = path.with_name(draft_name())
         try:
             write_synced(draft, text.encode())
             draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
+
+
+def draft_name() -> str:
+    """A name for what is being written, that says which process of which machine writes it."""
+    return f".draft-{_machine()}-{os.getpid()}-{uuid.uuid4().hex}"
+
+
+def drop_drafts(folder: Path, older_than_s: float) -> int:
+    """Remove the drafts in `folder` that killed processes left.
+
+    Those of this machine go as soon as their process is gone.
+
+    Args:
+        folder: where drafts lie; it need not exist.
+        older_than_s: drafts of which it cannot be known go if nobody wrote to them for so long;
+            longer than any task writes.
+
+    Returns:
+        How many were removed.
+    """
+    num_dropped = 0
+    for draft in stale_drafts(folder, older_than_s):
+        try:
+            if draft.is_dir():
+                shutil.rmtree(draft, ignore_errors=True)
+            else:
+                draft.unlink()
+        except OSError:  # dropped while we looked, or another user's
+            continue
+        num_dropped += not os.path.lexists(draft)
+    return num_dropped
+
+
+def stale_drafts(folder: Path, older_than_s: float) -> Iterator[Path]:
+    """The drafts that `drop_drafts` removes."""
+    for draft in folder.glob(".draft-*"):
+        try:
+            if _writer_lives(draft.name) and _idle_s(draft) <= older_than_s:
+                continue
+        except OSError:  # finished or dropped while we looked
+            continue
+        yield draft
+
+
+def _machine() -> str:
+    """The host, and what tells it from its namesakes: its boot, and its space of process ids.
+
+    Machines that share a store may share a name, and so may containers of one machine.
+    """
+    host = re.sub(r"[^A-Za-z0-9_.]", "_", socket.gethostname())
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        told = hashlib.sha256((boot + os.readlink("/proc/self/ns/pid")).encode())
+    except OSError:  # no Linux: the name must do
+        return host
+    return f"{host}.{told.hexdigest()[:8]}"
+
+
+def _writer_lives(name: str) -> bool:
+    """False if a draft's process is surely gone."""
+    match = _DRAFT.fullmatch(name)
+    if match is None or match[1] != _machine():
+        return True
+    try:
+        os.kill(int(match[2]), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _idle_s(draft: Path) -> float:
+    inside = list(draft.iterdir()) if draft.is_dir() else []
+    last: float = max(path.stat().st_mtime for path in (draft, *inside))
+    return time.time() - last

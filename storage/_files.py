@@ -1,10 +1,11 @@
 """Parquet and npz files -> records, labels and further columns, each checked by name and row."""
 
+import difflib
 import io
 import re
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-Raw = tuple[Any, Any, list[str], dict[str, NDArray[Any]]]  # x, labels, feature names, extras
+# x, labels, feature names, extras, columns that would be features were they not named as beside
+Raw = tuple[Any, Any, list[str], dict[str, NDArray[Any]], list[str]]
 
 
-def _read_parquet(path: Path) -> Raw:
+def _read_parquet(path: Path, beside: tuple[str, ...]) -> Raw:
     try:
         # Not read_table: it makes columns of folders called key=value.
         with pq.ParquetFile(path) as file:
@@ -32,6 +34,7 @@ def _read_parquet(path: Path) -> Raw:
         raise ValueError(
             f"{path}: no column `label` among {_some(list(fields))}; name the class column `label`"
         )
+    _check_beside(path, beside, fields, ("label", "image"))
     labels = _column(path, table, "label")
     features = [name for name in fields if re.fullmatch(r"f[0-9]+", name)]
     is_image = not features and "image" in fields
@@ -39,6 +42,8 @@ def _read_parquet(path: Path) -> Raw:
         # The index of a pandas frame tells the order of the source, it describes no record.
         index = (table.schema.pandas_metadata or {}).get("index_columns", [])
         features = [name for name in fields if name != "label" and name not in index]
+    left_out = [name for name in features if name in beside]
+    features = [name for name in features if name not in beside]
     if not features and not is_image:
         raise ValueError(f"{path}: no feature columns; add columns f000, f001, ... of numbers")
     text = [name for name in features if not _is_number(fields[name])]
@@ -48,7 +53,12 @@ def _read_parquet(path: Path) -> Raw:
             "name the feature columns f000, f001, ... and all others are kept beside the features"
         )
     others = [name for name in fields if name not in {"label", "image", *features}]
-    extras = {name: _column(path, table, name, fill="") for name in others}
+    extras = {
+        name: _texts(table.column(name).to_pylist())
+        if name in beside
+        else _column(path, table, name, fill="")
+        for name in others
+    }
     if is_image:
         if not (pa.types.is_binary(fields["image"]) or pa.types.is_large_binary(fields["image"])):
             raise ValueError(
@@ -56,13 +66,44 @@ def _read_parquet(path: Path) -> Raw:
                 "file a row"
             )
         # A missing image is an empty file: it does not decode, which is what the message says.
-        return [file or b"" for file in table.column("image").to_pylist()], labels, [], extras
+        return [file or b"" for file in table.column("image").to_pylist()], labels, [], extras, []
     small = all(pa.types.is_uint8(fields[name]) for name in features)
     x_DN = np.empty((len(features), table.num_rows), np.uint8 if small else np.float32)
     with np.errstate(over="ignore"):  # what does not fit float32 is reported as infinite
         for column, name in enumerate(features):
             x_DN[column] = _column(path, table, name)
-    return np.ascontiguousarray(x_DN.T), labels, features, extras
+    return np.ascontiguousarray(x_DN.T), labels, features, extras, left_out
+
+
+def as_text(value: object) -> str:
+    """One value of a column as text: alike for 1, 1.0 and "1", empty for what is missing."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    # A column of whole numbers with a gap comes out of pandas as floats.
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _texts(values: list[Any]) -> NDArray[np.str_]:
+    return np.array([as_text(value) for value in values], dtype=np.str_)
+
+
+def _check_beside(
+    path: Path, beside: tuple[str, ...], known: Iterable[str], taken: tuple[str, ...]
+) -> None:
+    for name in beside:
+        if name in taken:
+            raise ValueError(
+                f"{path}: '{name}' is part of the records; name a column that stands beside them"
+            )
+        if name not in known:
+            others = [column for column in known if column not in taken]
+            near = difflib.get_close_matches(name, others, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it has {_some(others)}"
+            raise ValueError(f"{path}: there is no column '{name}' with a value a row; {hint}")
 
 
 def _column(path: Path, table: Any, name: str, fill: str | None = None) -> NDArray[Any]:
@@ -90,7 +131,7 @@ def _is_number(kind: Any) -> bool:
     )
 
 
-def _read_npz(path: Path) -> Raw:
+def _read_npz(path: Path, beside: tuple[str, ...]) -> Raw:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: not an npz file, or a truncated one; write it with np.savez")
     arrays: dict[str, NDArray[Any]] = {}
@@ -131,10 +172,16 @@ def _read_npz(path: Path) -> Raw:
         )
     # Arrays of another length do not describe records (class names, say).
     extras = {name: array for name, array in arrays.items() if array.shape[:1] == x.shape[:1]}
-    return x, y, [str(column) for column in range(x.shape[1])], extras
+    columns = [name for name, array in extras.items() if array.ndim == 1]
+    _check_beside(path, beside, [*columns, "x", "y"], ("x", "y"))
+    extras |= {name: _texts(extras[name].tolist()) for name in beside}
+    return x, y, [str(column) for column in range(x.shape[1])], extras, []
 
 
-READERS: dict[str, Callable[[Path], Raw]] = {".parquet": _read_parquet, ".npz": _read_npz}
+READERS: dict[str, Callable[[Path, tuple[str, ...]], Raw]] = {
+    ".parquet": _read_parquet,
+    ".npz": _read_npz,
+}
 
 
 def checked_labels(path: Path, labels: NDArray[Any]) -> NDArray[np.int64]:
@@ -151,7 +198,8 @@ def checked_labels(path: Path, labels: NDArray[Any]) -> NDArray[np.int64]:
         labels = hot.argmax(axis=1)
     labels = labels.reshape(len(labels), -1)[:, 0] if labels.ndim == 2 else labels
     if labels.ndim != 1 or labels.dtype.kind not in "biuf":
-        value = f", the first is {labels[0]!r}" if labels.ndim == 1 and len(labels) else ""
+        first = labels.tolist()[0] if labels.ndim == 1 and len(labels) else None
+        value = "" if first is None else f", the first is {first!r:.60}"
         raise ValueError(
             f"{path}: labels are {labels.dtype} {list(labels.shape)}{value}; they must be whole "
             "numbers 0..C-1, one a record"

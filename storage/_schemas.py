@@ -59,6 +59,7 @@ SCHEMAS: dict[str, Any] = {
         ("label_change_rate_members label_change_rate_nonmembers", REAL),
         ("swap_rate_members swap_rate_reference swap_rate_outside", REAL),
         ("kl_mean variance_ratio noise_variance_ratio info_r2", REAL),
+        ("swap_detection_auc swap_detection_auc_low swap_detection_auc_high", REAL),
         ("fit_s fit_ratio query_ratio query_ratio_1 query_s", REAL),
         ("extra_bytes", WHOLE),
         ("flags", pa.list_(TEXT)),
@@ -73,6 +74,32 @@ SCHEMAS: dict[str, Any] = {
         ("score", REAL),
         ("decision", BOOL),
     ),
+    "worst": _schema(
+        ("dataset dataset_hash judge architecture defense defense_params noise_policy", TEXT),
+        ("num_seeds num_attacks", WHOLE),
+        ("attack attack_params attack_key", TEXT),
+        ("adaptive", BOOL),
+        ("attack_accuracy attack_accuracy_low attack_accuracy_high chance_accuracy", REAL),
+        ("auc_attack auc_attack_key", TEXT),
+        ("auc chance_auc", REAL),
+        ("observed_accuracy_sd band_accuracy_sd observed_auc_sd band_auc_sd", REAL),
+        ("accuracy_sd_key auc_sd_key", TEXT),
+        ("inside_band", BOOL),
+        ("flags", pa.list_(TEXT)),
+        ("duration_s", REAL),
+        ("device worker task_key", TEXT),
+        ("created_at", TIME),
+    ),
+    "gates": _schema(
+        ("dataset dataset_hash", TEXT),
+        ("seed", WHOLE),
+        ("judge gate", TEXT),
+        ("value low high p", REAL),
+        ("flagged", BOOL),
+        ("duration_s", REAL),
+        ("device worker task_key", TEXT),
+        ("created_at", TIME),
+    ),
     "tasks": _schema(
         ("key kind name dataset", TEXT),
         ("seed", WHOLE),
@@ -80,6 +107,7 @@ SCHEMAS: dict[str, Any] = {
         ("peak_rss_bytes", WHOLE),
         ("device worker", TEXT),
         ("started_at created_at", TIME),
+        ("versions", TEXT),
     ),
     "failures": _schema(
         ("key kind name error log_tail", TEXT),
@@ -100,13 +128,17 @@ SCHEMAS: dict[str, Any] = {
         ("defense attack kind task_key status reason", TEXT),
     ),
 }
-"""Columns by table; `flags` are lists of text, `*_params` JSON text, times UTC."""
+"""Columns by table; `flags` are lists of text, `*_params` JSON text, times UTC.
+
+`*_low` and `*_high` are 95 % limits; those of gates and `swap_detection_auc` are 99.9 %, by which
+their flags are set. `*_key` in `worst` are task keys of attacks, under the first seed.
+"""
 
 # variance_ratio and noise_variance_ratio are statistics of answers, not costs: they must repeat.
 MEASURED: frozenset[str] = frozenset(
     {name for schema in SCHEMAS.values() for name in schema.names if name.endswith("_s")}
     | {"fit_ratio", "query_ratio", "query_ratio_1", "peak_rss_bytes", "device", "worker"}
-    | {"started_at", "created_at", "attempts", "log_tail"}
+    | {"started_at", "created_at", "attempts", "log_tail", "versions"}
 )
 """Columns that may differ from run to run; all others are equal bit for bit."""
 

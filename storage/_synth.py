@@ -14,6 +14,8 @@ __all__ = ["PRESETS", "VERSION", "SynthPurchase", "generate", "parameters", "pro
 
 VERSION = 1  # bump when the same parameters would give other records
 
+_MOST_BITS = 1_000_000_000  # a byte each in memory; the largest real set has 0.4
+_STALLED = 200_000  # draws without a new record after which no more are expected
 _BLOCK = 1024  # candidates drawn at once; fixed, so that more rows are simply a longer run
 
 
@@ -77,7 +79,17 @@ def parameters(name: str, overrides: Sequence[tuple[str, int | float | str]]) ->
             raise ValueError(f"dataset {name}: {key} is {value!r}; it must be a number in [0, 1]")
     # Fractions become float so that 0 and 0.0 describe, and hash as, the same set.
     typed = {key: value if key in _LEAST else float(value) for key, value in overrides}
-    return replace(PRESETS[name], **typed)  # type: ignore[arg-type]
+    made: SynthPurchase = replace(PRESETS[name], **typed)  # type: ignore[arg-type]
+    for what, count in (
+        ("rows", made.rows),
+        ("clusters", made.classes * made.clusters),
+    ):
+        if count * made.features > _MOST_BITS:
+            raise ValueError(
+                f"dataset {name}: {count} {what} of {made.features} features are more than "
+                f"{_MOST_BITS:,} bits; ask for fewer {what} or features"
+            )
+    return made
 
 
 def prototypes(made: SynthPurchase) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
@@ -109,9 +121,9 @@ def generate(made: SynthPurchase) -> tuple[NDArray[np.uint8], NDArray[np.int64]]
     x_ND = np.empty((made.rows, made.features), np.uint8)
     y_N = np.empty(made.rows, np.int64)
     seen: set[bytes] = set()
-    candidates = 0
+    candidates = newest = 0
     while len(seen) < made.rows:
-        if candidates > 50 * made.rows + 10_000:
+        if candidates > 50 * made.rows + 10_000 or candidates - newest > _STALLED:
             raise ValueError(
                 f"SynthPurchase found {len(seen)} distinct records in {candidates} draws, but rows "
                 f"is {made.rows}; ask for fewer rows, or raise features ({made.features}), "
@@ -131,6 +143,7 @@ def generate(made: SynthPurchase) -> tuple[NDArray[np.uint8], NDArray[np.int64]]
             if key not in seen:
                 x_ND[len(seen)], y_N[len(seen)] = record_D, label
                 seen.add(key)
+                newest = candidates
                 if len(seen) == made.rows:
                     break
     return x_ND, y_N

@@ -5,8 +5,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +16,10 @@ from storage._disk import (
     StoreUnwritable,
     check_key,
     check_name,
+    draft_name,
+    drop_drafts,
     sync_folder,
+    unreadable,
     write_synced,
     write_whole,
     writing_to,
@@ -41,10 +42,9 @@ __all__ = [
     "Artifacts",
     "Draft",
     "StoreUnwritable",
+    "drop_drafts",
     "write_whole",
 ]
-
-_DRAFT = ".draft-"
 
 
 class ArtifactMissing(LookupError):
@@ -75,8 +75,12 @@ class ArtifactDamaged(RuntimeError):
         self.damaged_key = damaged_key
 
     def __str__(self) -> str:
-        key, file, fault = self.args
-        return f"artifact {key}: {file} {fault}. Running the experiment again recomputes it."
+        return f"artifact {self.damaged_key}: {self.fault}. A run that needs it computes it again."
+
+    @property
+    def fault(self) -> str:
+        """Which file, and what is wrong with it."""
+        return f"{self.args[1]} {self.args[2]}"
 
 
 class Draft:
@@ -144,6 +148,8 @@ class Artifact:
             content = json.loads((folder / "task.json").read_bytes())
             if content["key"] != key:
                 raise ValueError(f"it says key {content['key']!r}")
+            if _key_of(content["task"]) != key:
+                raise ValueError("the task in it is not the one its key stands for")
             self.description: dict[str, Any] = dict(content["task"])
             self._files = {
                 check_name(name): (int(file["bytes"]), str(file["sha256"]))
@@ -157,11 +163,15 @@ class Artifact:
             raise ArtifactDamaged(key, "task.json", "is missing") from error
         except (ValueError, KeyError, TypeError, AttributeError, IsADirectoryError) as error:
             raise ArtifactDamaged(key, "task.json", f"cannot be read ({error})") from error
+        except OSError as error:
+            raise _unreadable(key, "task.json", error) from error
         for name, (size, _) in self._files.items():
             try:
                 found = (folder / name).stat().st_size
             except (FileNotFoundError, NotADirectoryError) as error:
                 raise ArtifactDamaged(key, name, "is missing") from error
+            except OSError as error:
+                raise _unreadable(key, name, error) from error
             if found != size:
                 raise ArtifactDamaged(key, name, f"has {found} bytes instead of {size}")
 
@@ -219,6 +229,8 @@ class Artifact:
             data = (self._folder / file).read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise ArtifactDamaged(self.key, file, "is missing") from error
+        except OSError as error:
+            raise _unreadable(self.key, file, error) from error
         if hashlib.sha256(data).hexdigest() != self._files[file][1]:
             raise ArtifactDamaged(self.key, file, "does not match its checksum")
         return data
@@ -277,14 +289,17 @@ class Artifacts:
             write: fills the draft. What it raises leaves nothing behind.
 
         Raises:
+            ValueError: `key` is not the hash of the description.
             StoreUnwritable: the disk is full, read-only or forbidden.
         """
         final = self._folder(key)
         # Not tempfile.mkdtemp: its folders are private to their user, and a store is shared.
-        folder = self.root / f"{_DRAFT}{uuid.uuid4().hex}"
+        folder = self.root / draft_name()
         task = json.loads(description)
         if not isinstance(task, dict):
             raise ValueError(f"the description of {key} is no JSON object: {description[:80]}")
+        if _key_of(task) != key:
+            raise ValueError(f"{key} is not the SHA-256 of its description {description[:80]}")
         try:
             with writing_to(self.root):
                 folder.mkdir(parents=True)
@@ -311,10 +326,13 @@ class Artifacts:
         with writing_to(self.root):
             place = self._claim(key)
             try:
-                shutil.move(folder, place / "artifact")
+                _move(folder, place / "artifact")
             except FileNotFoundError:  # another process was quicker
                 shutil.rmtree(place, ignore_errors=True)
                 return None
+            except OSError:
+                shutil.rmtree(place, ignore_errors=True)
+                raise
             (place / "reason.txt").write_text(f"{reason}\n", encoding="utf-8")
         return place
 
@@ -325,24 +343,8 @@ class Artifacts:
                 yield folder.name
 
     def drop_stale_drafts(self, older_than_s: float) -> int:
-        """Remove the drafts of processes that were killed.
-
-        Args:
-            older_than_s: only drafts nobody wrote to for so long; longer than any task writes.
-
-        Returns:
-            How many were removed.
-        """
-        num_dropped = 0
-        for folder in self.root.glob(f"{_DRAFT}*"):
-            try:
-                last = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
-            except FileNotFoundError:  # finished or dropped while we looked
-                continue
-            if time.time() - last > older_than_s:
-                shutil.rmtree(folder, ignore_errors=True)
-                num_dropped += not folder.exists()
-        return num_dropped
+        """Remove the drafts of processes that were killed; as `drop_drafts`."""
+        return drop_drafts(self.root, older_than_s)
 
     def _folder(self, key: str) -> Path:
         return self.root / check_key(key)[:2] / key
@@ -377,3 +379,24 @@ class Artifacts:
                 number += 1
             else:
                 return place
+
+
+def _key_of(task: Any) -> str:
+    return hashlib.sha256(canonical(task)).hexdigest()
+
+
+def _unreadable(key: str, file: str, error: OSError) -> OSError | ArtifactDamaged:
+    """Damage, if it is the file's fault that it cannot be read."""
+    if not unreadable(error):
+        return error
+    return ArtifactDamaged(key, file, f"cannot be read ({error.strerror})")
+
+
+def _move(folder: Path, to: Path) -> None:
+    """Rename; copies only where the two lie on different disks."""
+    try:
+        folder.rename(to)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.move(folder, to)

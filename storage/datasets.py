@@ -24,8 +24,16 @@ from storage._catalogue import (
     in_data_dir,
     names,
     not_found,
+    own_files,
 )
-from storage._files import READERS, Encoded, channel_first, checked_features, checked_labels
+from storage._files import (
+    READERS,
+    Encoded,
+    as_text,
+    channel_first,
+    checked_features,
+    checked_labels,
+)
 
 __all__ = [
     "DEFAULT_SPLITS",
@@ -33,9 +41,12 @@ __all__ = [
     "DatasetInfo",
     "Kind",
     "Source",
+    "as_text",
     "canonical_bytes",
+    "in_data_dir",
     "load",
     "names",
+    "own_files",
 ]
 
 # Bump when the same file would give other arrays, whether through this module or `_files.py`.
@@ -54,11 +65,14 @@ class Source:
         path: a Parquet or npz file, or None to find one by name.
         params: overrides of a `synth_*` preset: rows, features, classes, clusters, sparsity,
             bit_noise, label_noise, data_seed.
+        beside: columns of a file that are no features though they hold numbers, such as one that
+            says which records train the model. They are extras, as text (see `as_text`).
     """
 
     name: str
     path: str | None = None
     params: tuple[tuple[str, int | float | str], ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +88,7 @@ class Dataset:
             equal records share a group. Images of a Parquet file are compared by encoded bytes.
         content_hash: SHA-256, hex, of what the records come from; the path is not part of it.
         extras: every further column, [n] or [n, ...].
+        columns: the names of the features of a flat set from a file, in their order.
     """
 
     name: str
@@ -85,6 +100,7 @@ class Dataset:
     extras: Mapping[str, NDArray[Any]]
     _values: "NDArray[Any] | Encoded"
     _scale: float = 1.0
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for array in (self.y, self.groups, *self.extras.values()):
@@ -180,7 +196,13 @@ def load(source: Source, data_dir: Path | None = None) -> Dataset:
         )
     if path is not None:
         stat = path.stat()
-        return _from_file(name, path.resolve(), stat.st_mtime_ns, stat.st_size)
+        beside = tuple(sorted(source.beside))
+        return _from_file(name, path.resolve(), beside, stat.st_mtime_ns, stat.st_size)
+    if source.beside and (name in _synth.PRESETS or name in BUILT_IN):
+        raise ValueError(
+            f"dataset {name}: this set is not read from a file, so it has no column "
+            f"'{source.beside[0]}'; divide it by sizes"
+        )
     if name in _synth.PRESETS:
         return _from_synth(name, _synth.parameters(name, source.params))
     if name in BUILT_IN:
@@ -247,13 +269,13 @@ def _from_sklearn(name: str) -> Dataset:
 
 
 @lru_cache(maxsize=4)
-def _from_file(name: str, path: Path, mtime_ns: int, size: int) -> Dataset:
+def _from_file(name: str, path: Path, beside: tuple[str, ...], mtime_ns: int, size: int) -> Dataset:
     """The dataset in a file; time and size are there so that a changed file is read again."""
     if path.suffix.lower() not in READERS:
         raise ValueError(f"{path}: the suffix is '{path.suffix}'; give a .parquet or .npz file")
     with path.open("rb") as file:
         file_hash = hashlib.file_digest(file, "sha256").hexdigest()
-    x, labels, columns, extras = READERS[path.suffix.lower()](path)
+    x, labels, columns, extras, left_out = READERS[path.suffix.lower()](path, beside)
     y_N = checked_labels(path, labels)
     if len(x) != len(y_N):
         raise ValueError(f"{path}: {len(x)} records but {len(y_N)} labels; they must be as many")
@@ -273,8 +295,10 @@ def _from_file(name: str, path: Path, mtime_ns: int, size: int) -> Dataset:
         num_classes=int(y_N.max()) + 1,
         y=y_N,
         groups=_groups(records),
-        content_hash=_sha256("file", str(LOADER_VERSION), file_hash),
+        # Columns beside that never were features change no record.
+        content_hash=_sha256("file", str(LOADER_VERSION), file_hash, *left_out),
         extras=extras,
         _values=values,
         _scale=255.0 if kind == "image" else 1.0,
+        columns=() if kind == "image" else tuple(columns),
     )

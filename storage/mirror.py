@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from storage.tracking import Identity, Tracker, masked
+from storage.tracking import Identity, Tracker, fingerprint, masked
 
 __all__ = ["Ledger", "Mirror"]
 
@@ -107,10 +107,8 @@ class Ledger:
         self.path = path
 
     def waiting(self, uri: str, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """The rows not yet sent to `uri`; all, if it is a SQLite file that is gone."""
-        if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-            return list(rows)
-        sent: set[Identity] = set()
+        """The rows not yet sent to `uri`; all, if it is a SQLite file that is gone or another."""
+        where, sent = _where(uri), set[Identity]()
         try:
             lines = self.path.read_bytes().splitlines()
         except FileNotFoundError:
@@ -118,7 +116,7 @@ class Ledger:
         for line in lines:
             try:
                 entry = json.loads(line)
-                if entry["uri"] == masked(uri):
+                if entry["uri"] == where:
                     sent.update((task_key, label) for task_key, label in entry["rows"])
             except (ValueError, TypeError, KeyError):
                 continue
@@ -132,8 +130,12 @@ class Ledger:
         """
         if not rows:
             return
-        entry = {"uri": masked(uri), "rows": [[row["task_key"], row["label"]] for row in rows]}
+        entry = {"uri": _where(uri), "rows": [[row["task_key"], row["label"]] for row in rows]}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab", buffering=0) as file:
             # The newline in front keeps a line that a crash cut short from spoiling this one.
             file.write(b"\n" + json.dumps(entry).encode() + b"\n")
+
+
+def _where(uri: str) -> str:
+    return f"{masked(uri)} {fingerprint(uri)}".rstrip()

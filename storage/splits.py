@@ -5,6 +5,7 @@ null (2.5), and the population, which is everything left. Everything here is row
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +23,17 @@ from storage._groups import (
     take,
 )
 
-__all__ = ["ROLES", "Judge", "Sizes", "Split", "card", "half_split", "make_split"]
+__all__ = [
+    "ROLES",
+    "Judge",
+    "Sizes",
+    "Split",
+    "assemble",
+    "card",
+    "half_split",
+    "make_split",
+    "role_parts",
+]
 
 Judge = Literal["members", "reference", "untrained"]
 
@@ -230,8 +241,33 @@ def make_split(
         kept = np.zeros(len(groups), dtype=bool)
         kept[first_row] = True
         part_of_row[~kept] = ""
+    return assemble(part_of_row, wanted, rows_of_group, group_of_row, known=known, seed=seed)
+
+
+def assemble(
+    part_of_row: NDArray[np.str_],
+    wanted: Sequence[Mapping[str, int]],
+    rows_of_group: Rows,
+    group_of_row: Rows,
+    *,
+    known: float,
+    seed: int,
+) -> Split:
+    """The split in which every row has its part.
+
+    Args:
+        part_of_row: [n], names of `ROLES`, empty for a row left out.
+        wanted: rows asked for, per part of each role; a part not named has none.
+        rows_of_group: [G], the sizes of the duplicate groups.
+        group_of_row: [n], rows with equal numbers are duplicates.
+        known: see `Split.known_share`.
+        seed: any integer.
+
+    Raises:
+        ValueError: if a part with rows wanted has none.
+    """
     rows: dict[str, Rows] = {}
-    for name in [*(name for parts in wanted for name in parts), "population"]:
+    for name in ROLES:
         rows[name] = np.flatnonzero(part_of_row == name)
         rows[name] = rows[name][permutation(len(rows[name]), seed, name)]
     for parts in wanted:
@@ -260,23 +296,34 @@ def _wanted(
             f"nonmembers {sizes.nonmembers}, untrained 2 x {sizes.untrained}) but the dataset has "
             f"{has}; take {total - available} off the sizes"
         )
-    wanted = []
-    for side in ("members", "nonmembers"):
-        parts = _known_sizes(getattr(sizes, side), known)
-        if min(parts) < 1:
-            raise ValueError(
-                f"sizes.{side} is {getattr(sizes, side)}: known={known} divides it into fit, cal, "
-                f"eval = {parts}, each of which needs a record; enlarge it"
-            )
-        wanted.append(
-            {f"{side}_{p}": n for p, n in zip(("fit", "cal", "eval"), parts, strict=True)}
-        )
-    num_val = _fifth(sizes.reference)
-    if sizes.reference and not num_val:
-        raise ValueError(f"sizes.reference is {sizes.reference}; use 0, or 3 and more")
-    # The part that takes what is left comes last.
-    wanted.append({"reference_val": num_val, "reference_fit": sizes.reference - num_val})
+    wanted = [
+        role_parts(role, getattr(sizes, role), known)
+        for role in ("members", "nonmembers", "reference")
+    ]
     return [*wanted, {"untrained_a": sizes.untrained}, {"untrained_b": sizes.untrained}]
+
+
+def role_parts(role: str, num: int, known: float) -> dict[str, int]:
+    """Rows of each part of members, nonmembers or reference.
+
+    Returns:
+        Parts by name; the part that takes what the others leave comes last.
+
+    Raises:
+        ValueError: if a part is left without a record.
+    """
+    if role == "reference":
+        num_val = _fifth(num)
+        if num and not num_val:
+            raise ValueError(f"sizes.reference is {num}; use 0, or 3 and more")
+        return {"reference_val": num_val, "reference_fit": num - num_val}
+    parts = _known_sizes(num, known)
+    if min(parts) < 1:
+        raise ValueError(
+            f"sizes.{role} is {num}: known={known} divides it into fit, cal, eval = {parts}, each "
+            "of which needs a record; enlarge it"
+        )
+    return {f"{role}_{part}": n for part, n in zip(("fit", "cal", "eval"), parts, strict=True)}
 
 
 def _known_sizes(num: int, known: float) -> list[int]:

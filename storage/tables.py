@@ -1,21 +1,26 @@
-"""The tables of results: Parquet part files named by task key, and the queries over them."""
+"""The tables of results: Parquet part files named by task key, and views that join them."""
 
 import hashlib
 import os
 import struct
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pandas as pd
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from storage._disk import check_key, check_name, sync_folder, write_synced, writing_to
+from storage._disk import (
+    check_key,
+    check_name,
+    draft_name,
+    sync_folder,
+    unreadable,
+    write_synced,
+    writing_to,
+)
 from storage._schemas import (
     BOOL,
     MEASURED,
@@ -30,13 +35,18 @@ from storage._schemas import (
     to_arrow,
 )
 
-__all__ = ["MEASURED", "SCHEMAS", "Tables", "equal"]
+__all__ = ["MEASURED", "SCHEMAS", "Tables", "equal", "view_schema"]
 
 _SEAL = "rows_sha256"
 
 # What a view shows of its cell, and as what: a cell's attack is a label, a result's is a name.
 _SHARED = {"experiment": "experiment", "label": "label", "preset": "preset", "status": "status"}
-_JOINED = {"results": _SHARED | {"attack": "attack_label"}, "utility": _SHARED}
+_JOINED = {
+    "results": _SHARED | {"attack": "attack_label"},
+    "utility": _SHARED,
+    "worst": _SHARED,
+    "gates": {name: name for name in ("experiment", "status")},
+}
 
 
 class _PartDamagedError(ValueError):
@@ -89,39 +99,52 @@ class Tables:
         """Those of `keys` without a sound part; damaged parts are set aside."""
         return {key for key in set(keys) if self._sound(table, self._part(table, key)) is None}
 
+    def rows(self, table: str, keys: Iterable[str]) -> pd.DataFrame:
+        """The rows of these tasks as they were written; reads no other parts."""
+        paths = [self._part(table, key) for key in sorted(set(keys))]
+        frame: pd.DataFrame = self._read(table, paths).to_pandas()
+        return frame
+
     def frame(self, view: str, experiment: str | None = None) -> pd.DataFrame:
-        """A table as people see it: results and utility joined with the cells asking for them.
+        """A table as people see it: results of all kinds joined with the cells asking for them.
 
         Args:
             view: a table of `SCHEMAS`. Results also show experiment, label, preset, status and
-                attack_label, utility the first four: a row per cell that has a result.
+                attack_label, utility and worst the first four, gates experiment and status: a row
+                per cell and row of its task.
             experiment: only what its cells ask for; reads no other parts.
 
         Raises:
             ValueError: an unknown table, or `experiment` with a table whose rows belong to tasks
                 that experiments share and cells do not name (tasks, failures, trials).
         """
-        frame: pd.DataFrame = self._view(view, experiment).to_pandas()
+        frame: pd.DataFrame = self.view(view, experiment).to_pandas()
         return frame
 
-    def connect(self) -> "duckdb.DuckDBPyConnection":
-        """An in-memory DuckDB whose views are the tables, shut off from files and network.
+    def view(self, view: str, experiment: str | None = None) -> Any:
+        """As `frame`, in Arrow."""
+        check_table(view)
+        if view in ("tasks", "failures", "trials") and experiment is not None:
+            raise ValueError(
+                f"{view} cannot be told by experiment: cells name only the last task of a cell. "
+                f"Take frame({view!r}) and keep the rows whose keys are in the plan"
+            )
+        if view not in _JOINED and (view == "cells" or experiment is None):
+            paths = self.parts(view) if experiment is None else [self._cells(experiment)]
+            return self._read(view, paths)
+        cells = self.view("cells", experiment)
+        keys = cells["task_key"].to_pylist()
+        wanted = sorted({key for key in keys if key})
+        if experiment is None:
+            held = {path.name for path in self.parts(view)}
+            wanted = [key for key in wanted if f"part-{key}.parquet" in held]
+        rows = self._read(view, [self._part(view, key) for key in wanted])
+        return rows if view == "scores" else _join(cells, rows, _JOINED[view])
 
-        Times are naive and UTC. `scores` is read from its parts while a query runs, and a damaged
-        page stops that query; the other views hold what was sound when connecting. Nothing a
-        query does changes the store.
-        """
-        connection = duckdb.connect(":memory:")
-        for view in SCHEMAS:
-            if view == "scores":
-                connection.register(view, self._scores())
-            else:
-                connection.register(view, _naive(self._view(view, None)))
-        connection.execute("SET TimeZone = 'UTC'")
-        connection.execute("SET python_enable_replacements = false")
-        connection.execute("SET enable_external_access = false")
-        connection.execute("SET lock_configuration = true")
-        return connection
+    def parts(self, table: str) -> list[Path]:
+        """The parts of a table, whether sound or not."""
+        pattern = "*.parquet" if table == "cells" else "part-*.parquet"
+        return sorted((self.root / table).glob(pattern))
 
     def _part(self, table: str, key: str) -> Path:
         check_table(table)
@@ -147,11 +170,13 @@ class Tables:
             write_statistics=False,
             write_page_checksum=True,
         )
-        draft = path.parent / f".draft-{uuid.uuid4().hex}"
+        draft = path.parent / draft_name()
         with writing_to(self.root):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 write_synced(draft, memoryview(sink.getvalue()))
+                if path.is_dir():
+                    self._set_aside(path, "it is a folder")
                 os.replace(draft, path)
             finally:
                 draft.unlink(missing_ok=True)
@@ -161,65 +186,42 @@ class Tables:
         """The rows of a part, or None if there is none; a damaged one is set aside."""
         try:
             return _read_part(table, path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except _PartDamagedError as damage:
-            problem = f"{path} is damaged ({damage})"
+            self._set_aside(path, str(damage))
+        return None
+
+    def _set_aside(self, path: Path, fault: str) -> None:
+        problem = f"{path} is damaged ({fault})"
+        aside, number = path.with_suffix(".damaged"), 0
         try:
-            path.replace(path.with_suffix(".damaged"))
-            problem += "; it was set aside, running the experiment again recomputes it"
+            while aside.is_dir() or (path.is_dir() and aside.exists()):  # never replaced by a name
+                number += 1
+                aside = path.with_suffix(f".damaged-{number}")
+            path.replace(aside)
+            problem += "; it was set aside, a run that needs it writes it again"
         except OSError as error:  # gone meanwhile, or the store is read-only: it is skipped anyway
             problem += f"; it is ignored, as it could not be set aside ({error.strerror})"
         self.problems.append(problem)
-        return None
-
-    def _parts(self, table: str) -> list[Path]:
-        pattern = "*.parquet" if table == "cells" else "part-*.parquet"
-        return sorted((self.root / table).glob(pattern))
 
     def _read(self, table: str, paths: Iterable[Path]) -> Any:
         parts = [part for path in paths if (part := self._sound(table, path)) is not None]
         return pa.concat_tables([SCHEMAS[table].empty_table(), *parts])
 
-    def _view(self, view: str, experiment: str | None) -> Any:
-        check_table(view)
-        if view in ("tasks", "failures", "trials") and experiment is not None:
-            raise ValueError(
-                f"{view} cannot be told by experiment: cells name only the last task of a cell. "
-                f"Take frame({view!r}) and keep the rows whose keys are in the plan"
-            )
-        if view not in _JOINED and (view == "cells" or experiment is None):
-            paths = self._parts(view) if experiment is None else [self._cells(experiment)]
-            return self._read(view, paths)
-        cells = self._view("cells", experiment)
-        keys = cells["task_key"].to_pylist()
-        wanted = sorted({key for key in keys if key})
-        if experiment is None:
-            held = {path.name for path in self._parts(view)}
-            wanted = [key for key in wanted if f"part-{key}.parquet" in held]
-        rows = self._read(view, [self._part(view, key) for key in wanted])
-        return rows if view == "scores" else _join(cells, rows, _JOINED[view])
 
-    def _scores(self) -> Any:
-        """All scores as a data set that is read when asked; a part without a footer is skipped."""
-        sound = []
-        for path in self._parts("scores"):
-            try:
-                pq.read_metadata(path)
-                sound.append(str(path))
-            except (pa.ArrowException, OSError):
-                self._sound("scores", path)
-        checked = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
-        return ds.FileSystemDataset.from_paths(
-            sound,
-            schema=SCHEMAS["scores"],
-            format=ds.ParquetFileFormat(default_fragment_scan_options=checked),
-            filesystem=pa.fs.LocalFileSystem(),
-        )
+def view_schema(view: str) -> Any:
+    """The columns of a view, whether or not there are rows."""
+    rows = SCHEMAS[view].empty_table()
+    if view in _JOINED:
+        rows = _join(SCHEMAS["cells"].empty_table(), rows, _JOINED[view])
+    return rows.schema
 
 
 def equal(
-    a: Tables, b: Tables, tables: Iterable[str] = ("results", "utility", "scores")
+    a: Tables,
+    b: Tables,
+    tables: Iterable[str] = ("results", "utility", "scores", "worst", "gates"),
 ) -> list[str]:
     """How two stores differ, but for measured columns, the order of rows and timing attacks.
 
@@ -231,8 +233,8 @@ def equal(
     differences = []
     timing = _timing_keys(a) | _timing_keys(b)
     for table in tables:
-        names = {path.name: path for path in a._parts(table)}
-        others = {path.name: path for path in b._parts(table)}
+        names = {path.name: path for path in a.parts(table)}
+        others = {path.name: path for path in b.parts(table)}
         for name in sorted(names.keys() | others.keys()):
             mine = a._sound(table, names[name]) if name in names else None
             theirs = b._sound(table, others[name]) if name in others else None
@@ -245,7 +247,7 @@ def equal(
 
 
 def _timing_keys(tables: Tables) -> set[str]:
-    rows = tables._read("results", tables._parts("results"))
+    rows = tables._read("results", tables.parts("results"))
     pairs = zip(rows["task_key"].to_pylist(), rows["attack"].to_pylist(), strict=True)
     return {f"part-{key}.parquet" for key, attack in pairs if attack == "timing"}
 
@@ -293,7 +295,14 @@ def _read_part(table: str, path: Path) -> Any:
         _PartDamagedError: it is not what was written.
     """
     schema = SCHEMAS[table]
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except IsADirectoryError as error:
+        raise _PartDamagedError("it is a folder") from error
+    except OSError as error:
+        if unreadable(error):
+            raise _PartDamagedError(str(error.strerror)) from error
+        raise
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         part = file.read(use_threads=False)  # threads cost more than a row is worth
@@ -345,12 +354,3 @@ def _join(cells: Any, rows: Any, shown: Mapping[str, str]) -> Any:
     right = rows.take(pa.array([row for _, row in pairs], pa.int64()))
     columns = {name: left[column] for column, name in shown.items()}
     return pa.table(columns | {name: right[name] for name in rows.column_names})
-
-
-def _naive(table: Any) -> Any:
-    """Times without their zone: DuckDB hands zoned ones to Python only where pytz is installed."""
-    fields = [
-        field.with_type(pa.timestamp("us")) if field.type == TIME else field
-        for field in table.schema
-    ]
-    return table.cast(pa.schema(fields))

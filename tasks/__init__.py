@@ -8,14 +8,19 @@ stacked.py          train many models of one architecture together
 noise.py            random numbers keyed by noise policy and input
 service.py          a deployed classifier with its defenses, as it answers and is asked
 worker.py           what a worker does with a task
+versions.py         what a process computes with: Python, packages, commit
 split.py            task: the leak-free partition of a dataset
+check_split.py      task: does the split give membership away before any model has answered?
 train_target.py     task: a trained classifier
 setting.py          what a defense may use while it is made
 train_shadows.py    tasks: shadow models in the half-split design
+train_block.py      tasks: models on row sets of their own, trained several at once
 fit_defense.py      task: a fitted output defense
 answers.py          task: what the service answers for every record
 run_attack.py       task: scores and result row of one attack
 measure_utility.py  task: what a defense costs
+worst_case.py       task: what the strongest of all attacks on a service gets
+detection.py        small classifiers that tell two kinds of records apart
 metrics.py          attack and utility metrics, intervals
 nullband.py         the max-null band: is the largest of several attacks chance?
 """

@@ -104,21 +104,31 @@ def delong(score: ArrayLike, is_member: ArrayLike) -> tuple[float, float]:
     return float(members.mean()), _variance(members, nonmembers)
 
 
-def auc_interval(score: ArrayLike, is_member: ArrayLike) -> tuple[float, float, float]:
-    """AUC with its 95 % interval: DeLong on the logit scale, hence within [0, 1].
+def auc_interval(
+    score: ArrayLike, is_member: ArrayLike, tail: float = TAIL
+) -> tuple[float, float, float]:
+    """AUC with its interval (95 %, or 1 - 2 `tail`): DeLong's variance in `auc_limits`."""
+    value, variance = delong(score, is_member)
+    member_N = np.asarray(is_member).astype(bool)
+    num_pairs = int(min(member_N.sum(), (~member_N).sum()))
+    return value, *auc_limits(value, variance, num_pairs, tail)
+
+
+def auc_limits(
+    value: float, variance: float, num_pairs: int, tail: float = TAIL
+) -> tuple[float, float]:
+    """Limits of an AUC of known variance, on the logit scale, hence within [0, 1].
 
     With variance 0 every member-non-member pair came out the same way o (0, 1/2 or 1). The
-    n = min(group sizes) disjoint pairs are independent, so P(o) >= p = 0.025^(1/n) and the AUC
-    lies in [o p, o p + 1 - p]. The limits are NaN if a group has only one record.
+    n = `num_pairs` disjoint pairs are independent, so P(o) >= p = tail^(1/n) and the AUC lies in
+    [o p, o p + 1 - p]. The limits are NaN if the variance is.
     """
-    value, variance = delong(score, is_member)
     if variance == 0:
-        member_N = np.asarray(is_member).astype(bool)
-        p = TAIL ** (1 / min(member_N.sum(), (~member_N).sum()))
-        return value, float(value * p), float(value * p + 1 - p)
-    half = scipy.stats.norm.isf(TAIL) * np.sqrt(variance) / (value * (1 - value))
+        p = tail ** (1 / num_pairs)
+        return value * p, value * p + 1 - p
+    half = -special.ndtri(tail) * np.sqrt(variance) / (value * (1 - value))
     middle = special.logit(value)
-    return value, float(special.expit(middle - half)), float(special.expit(middle + half))
+    return float(special.expit(middle - half)), float(special.expit(middle + half))
 
 
 def delong_paired(

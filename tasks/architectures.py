@@ -1,8 +1,10 @@
 """The classifiers, and how each is trained (methods.md section 3.1)."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any, ClassVar, Literal
+from itertools import count
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -10,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 __all__ = ["Architecture", "build", "default_architecture", "make", "names", "summary"]
+
+
+Width = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class Architecture(BaseModel):
@@ -20,17 +25,21 @@ class Architecture(BaseModel):
     VERSION: ClassVar[int] = 1
 
     name: str = Field(description="as experiment files and tables call it")
-    network: str = Field(description="the family of networks: mlp or cnn")
-    hidden: tuple[int, ...] = Field(description="widths of the hidden layers")
+    network: Literal["mlp", "cnn"] = Field(description="the family of networks")
+    hidden: tuple[Width, ...] = Field(max_length=100, description="widths of the hidden layers")
     activation: Literal["tanh", "relu"] = Field("tanh", description="after every hidden layer")
     tanh_output: bool = Field(False, description="Tanh also after the last layer")
-    channels: tuple[int, ...] = Field((), description="widths of the convolutions (cnn)")
+    channels: tuple[Width, ...] = Field(
+        (), max_length=100, description="widths of the convolutions (cnn)"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="after every hidden linear layer")
     optimizer: Literal["adam", "sgd"] = Field("adam", description="SGD has momentum 0.9")
     learning_rate: float = Field(1e-3, gt=0, description="constant unless milestones are given")
-    milestones: tuple[int, ...] = Field((), description="epochs where the rate is divided by 10")
+    milestones: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="epochs where the rate is divided by 10"
+    )
     epochs: int = Field(100, ge=1, le=10_000, description="passes over the training records")
-    batch_size: int = Field(64, ge=1, description="records a step")
+    batch_size: int = Field(64, ge=1, le=10**9, description="records a step")
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty")
     min_loss: float = Field(
         0.0, ge=0, description="stop once an epoch's mean training loss is below this"
@@ -145,7 +154,15 @@ def build(architecture: Architecture, shape: Sequence[int], num_classes: int) ->
     layers.append(nn.Linear(features, num_classes))
     if architecture.tanh_output:
         layers.append(nn.Tanh())
-    return nn.Sequential(*layers)
+    # Dropout is not counted, so that weights are called the same with it and without: a model
+    # trained with dropout is asked as the architecture it was to be.
+    number = count()
+    return nn.Sequential(
+        OrderedDict(
+            (f"dropout{i}" if isinstance(layer, nn.Dropout) else str(next(number)), layer)
+            for i, layer in enumerate(layers)
+        )
+    )
 
 
 def _convolutions(

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from tasks.service import TrainedView
     from tasks.worker import Bench
 
-__all__ = ["Data", "Rows", "Task", "measured", "random_generator", "stream"]
+__all__ = ["ADDED", "Data", "Rows", "Task", "measured", "random_generator", "stream"]
+
+
+# The metadata of a task's field that came after stores were made with the task. While such a field
+# has its default it is no part of the key, so that what those stores hold keeps its name.
+ADDED = {"added": True}
 
 
 def stream(root: int, name: str, index: int = 0) -> int:
@@ -126,10 +131,12 @@ class Task:
     Class variables:
         VERSION: bump when the same fields would give other numbers.
         SECONDS: a first guess of its duration, used until this store has measured some.
+        TABLES: the tables that `table_rows` fills, once for every artifact.
     """
 
     VERSION: ClassVar[int]
     SECONDS: ClassVar[float] = 1.0
+    TABLES: ClassVar[tuple[str, ...]] = ()
 
     seed: int
 
@@ -151,7 +158,11 @@ class Task:
     @cached_property
     def description(self) -> str:
         """The text that is hashed: canonical JSON of type, version, fields and inputs' keys."""
-        named = {f.name: canonical(getattr(self, f.name)) for f in fields(self)}
+        named = {
+            f.name: canonical(getattr(self, f.name))
+            for f in fields(self)
+            if not (f.metadata.get("added") and getattr(self, f.name) == f.default)
+        }
         content = {"kind": self.kind, "version": self.VERSION, "fields": named}
         return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
@@ -164,8 +175,8 @@ class Task:
     def inputs(self) -> "tuple[Task, ...]":
         """The tasks among the fields, each once, in field order."""
         found: dict[str, Task] = {}
-        for field in fields(self):
-            for task in _tasks_in(getattr(self, field.name)):
+        for f in fields(self):
+            for task in _tasks_in(getattr(self, f.name)):
                 found.setdefault(task.key, task)
         return tuple(found.values())
 
@@ -187,6 +198,8 @@ def measured(artifact: Artifact) -> dict[str, Any]:
     facts = artifact.facts("measured")
     for name in ("started_at", "created_at"):
         facts[name] = datetime.fromisoformat(facts[name])
+    if "versions" in facts:  # older artifacts have none
+        facts["versions"] = json.dumps(facts["versions"], sort_keys=True)
     return facts
 
 

@@ -9,11 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from storage.artifacts import Artifact, Draft
+from storage.splits import Split
 from tasks import metrics
 from tasks.answers import Answers
-from tasks.base import Task, measured
+from tasks.base import Task, measured, stream
+from tasks.detection import swap_detection
 from tasks.fit_defense import FitDefense
 from tasks.service import Service
+from tasks.train_target import TrainTarget
 from tasks.worker import Bench
 
 __all__ = ["MeasureUtility"]
@@ -40,8 +43,9 @@ class MeasureUtility(Task):
         baseline: the answers of the undefended target of the same split and seed.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     SECONDS: ClassVar[float] = 1.0
+    TABLES: ClassVar[tuple[str, ...]] = ("utility",)
 
     answers: Answers
     baseline: Answers
@@ -94,8 +98,27 @@ class MeasureUtility(Task):
         facts |= {name: diagnosis.get(name) for name in _DIAGNOSED}
         facts["swap_rate"] = diagnosis.get("swap_rate")
         facts["extra_bytes"] = int(diagnosis.get("extra_bytes", 0))
-        draft.facts("metrics", facts)
+        draft.facts("metrics", facts | self._swaps(bench, split))
         draft.facts("timing", self._timing(bench, dataset.x(split.nonmembers[:_LARGE])))
+
+    def _swaps(self, bench: Bench, split: Split) -> dict[str, Any]:
+        """Whether answers whose label the output defenses changed look like the others."""
+        if not self.answers.stages:
+            return {"flags": []}
+        rows = np.concatenate([split.members, split.nonmembers])
+        found = swap_detection(
+            self.answers.of(rows, bench),
+            self.answers.undefended.of(rows, bench),
+            seed=stream(self.seed, "swap.detection"),
+        )
+        if found is None:
+            return {"flags": []}
+        return {
+            "swap_detection_auc": found.auc,
+            "swap_detection_auc_low": found.low,
+            "swap_detection_auc_high": found.high,
+            "flags": ["swap_detectable"] if found.detectable else [],
+        }
 
     def _timing(self, bench: Bench, x: Any) -> dict[str, float]:
         """Fit and query seconds, and their ratios to the undefended target's (section 8.5)."""
@@ -116,7 +139,9 @@ class MeasureUtility(Task):
         """Seconds of everything the defenses add, the trainings they asked for included."""
         target = self.answers.target
         if target.defense is not None:
-            yield bench.open(target).facts("metrics")["train_s"]
+            own = target.trainings if isinstance(target, TrainTarget) else ()
+            for task in (target, *own):
+                yield bench.open(task).facts("metrics")["train_s"]
         for stage in self.answers.stages:
             if isinstance(stage.source, FitDefense):
                 for task in (stage.source, *stage.source.trainings):

@@ -20,7 +20,8 @@ class NullBand:
     """Verdict on the largest of several attacks; see `max_null_band`.
 
     `band_*` and `observed_*` are in permutation standard deviations above 1/2, `worst_*` are
-    indices of attacks, `inside` holds if neither observed maximum exceeds its band.
+    indices of attacks, `inside` holds if neither observed maximum exceeds its band. `sd_*` are
+    those standard deviations, an attack each, of the mean over seeds of balanced accuracy and AUC.
     """
 
     band_accuracy: float
@@ -30,6 +31,16 @@ class NullBand:
     worst_accuracy: int
     worst_auc: int
     inside: bool
+    sd_accuracy: tuple[float, ...]
+    sd_auc: tuple[float, ...]
+
+    def chance_accuracy(self, attack: int) -> float:
+        """The accuracy at which attack number `attack` would reach the band."""
+        return 0.5 + self.band_accuracy * self.sd_accuracy[attack]
+
+    def chance_auc(self, attack: int) -> float:
+        """The AUC at which attack number `attack` would reach the band."""
+        return 0.5 + self.band_auc * self.sd_auc[attack]
 
 
 def max_null_band(
@@ -98,6 +109,8 @@ def max_null_band(
     observed, largest = standard[..., 0], standard[..., 1:].max(axis=1)
     # "higher": one of the permutations, so that at most 1 - quantile of them lie above the band.
     band = np.quantile(largest, quantile, axis=1, method="higher")
+    # Put back what was left out: a mean over seeds, and accuracy is half of TPR + 1 - FPR.
+    sd_2A = spread[..., 0] / [[2 * len(scores)], [len(scores)]]
     return NullBand(
         band_accuracy=float(band[0]),
         band_auc=float(band[1]),
@@ -106,4 +119,6 @@ def max_null_band(
         worst_accuracy=int(observed[0].argmax()),
         worst_auc=int(observed[1].argmax()),
         inside=bool((observed.max(axis=1) <= band).all()),
+        sd_accuracy=tuple(sd_2A[0].tolist()),
+        sd_auc=tuple(sd_2A[1].tolist()),
     )

@@ -15,11 +15,12 @@ from storage.artifacts import Artifact, Draft
 from storage.datasets import Dataset
 from tasks import metrics
 from tasks.answers import Answers, positions
-from tasks.base import Task, measured, random_generator, stream
+from tasks.base import Task, measured, stream
+from tasks.check_split import CheckSplit, asked_order
 from tasks.plugins import plugin_name
 from tasks.service import Query, digests
 from tasks.split import rows_seen
-from tasks.train_shadows import Shadow
+from tasks.train_shadows import LoneShadow, Shadow
 from tasks.worker import Bench
 
 __all__ = ["RunAttack", "known_rows"]
@@ -62,6 +63,7 @@ class RunAttack(Task):
     Attributes:
         answers: the deployed service.
         attack: the plugin.
+        checks: what the split gives away by itself; its flags are the result's too.
         judge: who is called a member: the members, the reference set (PURIFIER's Table 7), or
             fresh records that trained nothing (the null of methods.md section 2.5).
         fit_on: whether the attacker fits on what the service returns, or on clean answers.
@@ -69,11 +71,13 @@ class RunAttack(Task):
         trainings: what the plugin's `trainings` asked for.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     SECONDS: ClassVar[float] = 1.5
+    TABLES: ClassVar[tuple[str, ...]] = ("results", "scores")
 
     answers: Answers
     attack: Attack
+    checks: CheckSplit
     judge: Literal["members", "reference", "untrained"] = "members"
     fit_on: Literal["defended", "clean"] = "defended"
     adaptive: bool = False
@@ -89,6 +93,11 @@ class RunAttack(Task):
         """The plugin."""
         return plugin_name(self.attack)
 
+    @property
+    def attack_params(self) -> str:
+        """The plugin's fields as JSON."""
+        return json.dumps(self.attack.model_dump(mode="json"), sort_keys=True)
+
     def run(self, bench: Bench, draft: Draft) -> None:
         """Attack, calibrate on the calibration part, then join membership and judge."""
         target = self.answers.target
@@ -99,7 +108,7 @@ class RunAttack(Task):
         # Calibration records are scored among the judged ones, in an order that tells nothing:
         # the attack treats them alike, and their scores give threshold and sign.
         both = np.concatenate([cal_rows, judged_rows])
-        order = random_generator(self.seed, "attack.order").permutation(len(both))
+        order = asked_order(self.seed, len(both))
         query = Query(self.answers.service(bench), self.attack.ACCESS)
         fitted_on = self.answers if self.fit_on == "defended" else self.answers.undefended
         known = Knowledge(
@@ -130,6 +139,7 @@ class RunAttack(Task):
             metrics.attack_metrics(judged_score, judged_member, calibration)
         )
         flags = [*figures.pop("flags"), *self._flags(bench, figures, judged_rows, judged_member)]
+        flags += self.checks.flags(bench)
         for violation in self._violations(
             bench, dataset, split, (fit_rows, cal_rows, judged_rows), judged_member
         ):
@@ -245,7 +255,7 @@ class RunAttack(Task):
         result = {
             **self.answers.columns(),
             "attack": self.name,
-            "attack_params": json.dumps(self.attack.model_dump(mode="json"), sort_keys=True),
+            "attack_params": self.attack_params,
             "threat_model": self.attack.THREAT_MODEL,
             "adaptive": self.adaptive,
             "judge": self.judge,
@@ -305,7 +315,7 @@ class ShadowModels:
 
 def is_shadow(task: Task) -> TypeGuard[Answers]:
     """Whether a training is a shadow model's answers rather than a model of the attack's own."""
-    return isinstance(task, Answers) and isinstance(task.target, Shadow)
+    return isinstance(task, Answers) and isinstance(task.target, Shadow | LoneShadow)
 
 
 def finite(value: float) -> float | None:

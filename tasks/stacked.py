@@ -1,6 +1,6 @@
 """Train many small models of one architecture together, along a leading model axis."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from tasks.architectures import Architecture
 from tasks.base import stream
 from tasks.training import TrainedModel, initial, train
 
-__all__ = ["train_many"]
+__all__ = ["joined", "one_of", "train_many"]
 
 # Fixed, not chosen at run time: another size may move the last bits. On a core of a Zen 4 with
 # 1 MB of second-level cache, 446-256-128-30 takes 0.71 ms per model and step alone, 0.66 in twos,
@@ -96,6 +96,17 @@ def train_many(
         )
         models.update(zip(chosen, stack.run(), strict=True))
     return [models[i] for i in range(len(rows))]
+
+
+def joined(models: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """The weights of several models as one dictionary; `one_of` takes them apart."""
+    return {f"{i}/{name}": weight for i, own in enumerate(models) for name, weight in own.items()}
+
+
+def one_of(weights: Mapping[str, NDArray[Any]], index: int) -> dict[str, NDArray[Any]]:
+    """The weights of one of `joined` models, by their own names."""
+    mine = f"{index}/"
+    return {name.removeprefix(mine): w for name, w in weights.items() if name.startswith(mine)}
 
 
 @dataclass(frozen=True)

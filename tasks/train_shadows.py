@@ -15,11 +15,11 @@ from tasks.base import Task, random_generator, stream
 from tasks.service import Stage, TrainedView
 from tasks.setting import make_setting
 from tasks.split import Split, write_rows_seen
-from tasks.stacked import train_many
-from tasks.train_target import classifier_stage, classifier_view
+from tasks.stacked import joined, one_of, train_many
+from tasks.train_target import TrainTarget, classifier_stage, classifier_view
 from tasks.worker import Bench
 
-__all__ = ["BLOCK", "Shadow", "TrainShadows", "shadow_pool"]
+__all__ = ["BLOCK", "LoneShadow", "Shadow", "TrainShadows", "shadow_pool", "shadow_rows"]
 
 BLOCK = 4  # even, so that a block holds whole pairs; two stacks, and enough blocks to share out
 
@@ -110,14 +110,18 @@ class TrainShadows(Task):
             )
             models = [model.weights for model in trained]
         draft.facts("metrics", {"train_s": time.perf_counter() - started})
-        draft.arrays(
-            "weights",
-            {f"{i}/{name}": value for i, w in enumerate(models) for name, value in w.items()},
-        )
+        draft.arrays("weights", joined(models))
         write_rows_seen(draft, {f"shadow_{i}": pool[chosen] for i, chosen in enumerate(is_in)})
 
+    def rows_of(
+        self, index: int, bench: Bench
+    ) -> tuple[NDArray[np.int64], tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Members and reference rows of one shadow of the block, as `shadow_rows` gives them."""
+        pool, is_in = self.design(bench)
+        return shadow_rows(pool, is_in[index], BLOCK * self.block + index, self.seed)
+
     def _defended(self, bench: Bench, index: int, seed: int) -> dict[str, NDArray[Any]]:
-        member_rows, reference_rows = shadow_rows(self, index, bench)
+        member_rows, reference_rows = self.rows_of(index, bench)
         setting = make_setting(
             bench.dataset(self.split.data),
             member_rows=member_rows,
@@ -131,20 +135,30 @@ class TrainShadows(Task):
 
 
 def shadow_rows(
-    block: TrainShadows, index: int, bench: Bench
+    pool: NDArray[np.int64], is_in: NDArray[np.bool_], number: int, seed: int
 ) -> tuple[NDArray[np.int64], tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """A shadow's members, and its defender's reference rows (fit, val): half of its OUT rows.
 
     A record is reference to every other of the models it is OUT of: drawn independently, some
     records would be left without a model that they are merely OUT of.
+
+    Args:
+        pool: [n] rows.
+        is_in: bool [n], which of them it trains on.
+        number: which shadow it is.
+        seed: of the experiment.
     """
-    pool, is_in = block.design(bench)
-    pair = (BLOCK * block.block + index) // 2
-    bit = random_generator(block.seed, "shadow.reference").random(len(pool)) < 0.5
-    reference = pool[~is_in[index] & (bit ^ bool(pair % 2))]
-    order = random_generator(block.seed, "shadow.reference", 1 + pair).permutation(len(reference))
+    pair = number // 2
+    bit = random_generator(seed, "shadow.reference").random(len(pool)) < 0.5
+    reference = pool[~is_in & (bit ^ bool(pair % 2))]
+    order = random_generator(seed, "shadow.reference", 1 + pair).permutation(len(reference))
     cut = round(0.8 * len(reference))
-    return pool[is_in[index]], (reference[order[:cut]], reference[order[cut:]])
+    return pool[is_in], (reference[order[:cut]], reference[order[cut:]])
+
+
+@dataclass(frozen=True, eq=False)
+class LoneShadow(TrainTarget):
+    """A shadow trained as a target is: its training defense asks for models of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,20 +203,15 @@ class Shadow(Task):
 
     def member_rows(self, bench: Bench) -> NDArray[np.int64]:
         """The rows it trained on."""
-        return shadow_rows(self.block, self.index, bench)[0]
+        return self.block.rows_of(self.index, bench)[0]
 
     def reference_rows(self, bench: Bench) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The reference rows of a defense around it: half of the rows it did not train on."""
-        return shadow_rows(self.block, self.index, bench)[1]
+        return self.block.rows_of(self.index, bench)[1]
 
     def run(self, bench: Bench, draft: Draft) -> None:
         """Write its weights alone."""
-        weights = bench.arrays(self.block, "weights")
-        mine = f"{self.index}/"
-        draft.arrays(
-            "weights",
-            {name.removeprefix(mine): w for name, w in weights.items() if name.startswith(mine)},
-        )
+        draft.arrays("weights", one_of(bench.arrays(self.block, "weights"), self.index))
         write_rows_seen(draft, {"members": self.member_rows(bench)})
         draft.facts(
             "metrics", {"train_s": bench.open(self.block).facts("metrics")["train_s"] / BLOCK}

@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from defenses.base import Defense, TrainingDefense
-from storage.artifacts import Draft
+from storage.artifacts import ArtifactDamaged, Draft
 from tasks import training
 from tasks.architectures import Architecture
 from tasks.base import Rows, Task, random_generator, stream
@@ -128,17 +129,24 @@ class Classifier(Protocol):
 def classifier_stage(task: Classifier, bench: Bench) -> Stage:
     """A classifier whose artifact holds `weights`, ready to be asked."""
     dataset = bench.dataset(task.split.data)
-    weights = bench.arrays(cast(Task, task), "weights")
     confidences = getattr(task.defense, "confidences", None)
     if confidences is not None:
+        weights = bench.arrays(cast(Task, task), "weights")
         return Custom(partial(confidences, weights, architecture=task.architecture))
-    module = bench.keep(
-        ("module", task.key),
-        lambda: training.load_module(
-            task.architecture, weights, dataset.shape, dataset.num_classes, bench.device
-        ),
-    )
-    return Model(module, bench.device)
+
+    def load() -> nn.Module:
+        # Not remembered apart from the network: what does not fit will be another's next time.
+        held = bench.open(cast(Task, task)).arrays("weights")
+        shape, num_classes = dataset.shape, dataset.num_classes
+        try:
+            return training.load_module(task.architecture, held, shape, num_classes, bench.device)
+        except RuntimeError as error:
+            why = " ".join(str(error).split())[:200]
+            raise ArtifactDamaged(
+                task.key, "weights.safetensors", f"does not fit {task.architecture.name} ({why})"
+            ) from error
+
+    return Model(bench.keep(("module", task.key), load), bench.device)
 
 
 def classifier_view(task: Classifier, bench: Bench) -> TrainedView:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from storage import datasets, splits
 from storage.artifacts import Artifact, Artifacts, Draft
 from tasks.base import Data, Task
+from tasks.versions import software
 
 if TYPE_CHECKING:
     from tasks.split import Split
@@ -135,7 +136,7 @@ def execute(task: Task, site: Site, worker: str) -> dict[str, float]:
     if task.key in bench.artifacts:
         return {"duration_s": 0.0}
     _journal(site, "start", task)
-    measured: dict[str, Any] = {}
+    measured: dict[str, Any] = {"versions": software()}
 
     def write(draft: Draft) -> None:
         began, cpu, clock = datetime.now(UTC), time.process_time(), time.perf_counter()

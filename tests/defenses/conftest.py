@@ -99,6 +99,9 @@ class Plan:
     def training(self, **asked: Any) -> dict[str, Any]:
         return asked
 
+    def models(self, rows: Any, *, seed: int, **overrides: Any) -> tuple[dict[str, Any], ...]:
+        return tuple({"rows": own, "seed": seed + i} for i, own in enumerate(rows))
+
 
 def network(num_classes: int, seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):

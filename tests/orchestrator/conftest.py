@@ -1,12 +1,16 @@
-"""A small experiment that has every kind of task and runs in seconds."""
+"""Small experiments: one with every kind of task, and a tiny one to be misused by command."""
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from orchestrator.check import load_experiment
+from orchestrator.cli import app
 from orchestrator.resume import Store
 from orchestrator.run import Options, Outcome, run
 
@@ -127,3 +131,109 @@ def undisturbed(tmp_path_factory):
     outcome, quiet = lab.run()
     assert not outcome.failed, outcome.failed
     return lab, outcome, quiet
+
+
+TINIEST = {
+    "name": "tiny",
+    "datasets": [
+        {
+            "name": "synth_s",
+            "generator": {"rows": 300, "classes": 4, "features": 16},
+            "split": {"members": 60, "reference": 60, "nonmembers": 60},
+        }
+    ],
+    "target": {"architecture": "mlp_s", "epochs": 2, "hidden": [8]},
+    "defenses": ["none", "prototype"],
+    "attacks": ["gap"],
+}
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command said and how it ended."""
+
+    code: int
+    text: str
+
+    @property
+    def flat(self) -> str:
+        return " ".join(self.text.split())
+
+
+@dataclass(frozen=True)
+class Place:
+    """An experiment file and a store, used through the command line in this process."""
+
+    folder: Path
+    experiment = TINIEST
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "store"
+
+    def file(self, **keys) -> str:
+        return self.text(yaml.safe_dump({**TINIEST, **keys}, sort_keys=False))
+
+    def text(self, content: str | bytes) -> str:
+        path = self.folder / "tiny.yaml"
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return str(path)
+
+    def command(self, *args) -> Said:
+        result = CliRunner().invoke(app, [str(arg) for arg in args])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert "Traceback" not in result.output, result.output
+        assert "fault of Sfumato" not in result.output, result.output
+        return Said(result.exit_code, result.output)
+
+    def run(self, *options, **keys) -> Said:
+        return self.run_file(self.file(**keys), *options)
+
+    def run_file(self, file: str, *options) -> Said:
+        return self.command("run", file, "--store", self.store, "--inline", *options)
+
+    def own(self, path, *options, split=None, **keys) -> Said:
+        """Run on a file of one's own."""
+        sizes = {"members": 60, "reference": 60, "nonmembers": 60, **(split or {})}
+        data = {"name": "own", "path": str(path), "split": sizes}
+        return self.run(*options, datasets=[data], **keys)
+
+    def refused(self, said: Said, *parts: str) -> None:
+        """Exit code 2 before any work, and a message of a few lines with all the parts."""
+        assert said.code == 2, said.text
+        for part in parts:
+            assert part in said.flat, f"{part!r} is not said:\n{said.text}"
+        lines = said.text.splitlines()
+        assert len(lines) <= 8, said.text
+        assert all(len(line) < 1200 for line in lines), said.text
+        assert all(line.isprintable() for line in lines), said.text
+        assert not self.store.is_dir() or not self.artifacts()
+
+    def artifacts(self) -> dict[str, Path]:
+        """Finished artifacts by key."""
+        found = (self.store / "artifacts").glob("[0-9a-f][0-9a-f]/*/task.json")
+        return {path.parent.name: path.parent for path in found}
+
+    def rows(self, table: str) -> pd.DataFrame:
+        parts = sorted((self.store / "tables" / table).glob("part-*.parquet"))
+        return pd.concat([pd.read_parquet(part) for part in parts])
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A store in which the tiny experiment is done; tests work on copies."""
+    made = Place(tmp_path_factory.mktemp("finished"))
+    assert made.run().code == 0
+    return made
+
+
+@pytest.fixture
+def done(finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
+    return Place(tmp_path)

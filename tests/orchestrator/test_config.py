@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 
 from orchestrator.check import load_experiment
 from orchestrator.config import Experiment
@@ -181,7 +179,7 @@ presets: cpu
         ({"target": {"architecture": "mlp_z"}}, "target.architecture: ", ("'mlp_s'",)),
         ({"target": {"name": "mlp_s"}}, "target.name: ", ("'architecture'",)),
         ({"target": None}, "target: ", ("architecture's name", "nothing")),
-        ({"target": {"hidden": [-4]}}, "target: ", ("cannot be built", "widths")),
+        ({"target": {"hidden": [-4]}}, "target.hidden[0]: ", ("at least 1", "-4")),
         ({"target": {"hidden": [10**6, 10**6]}}, "target: ", ("narrower",)),
         ({"target": {"learning_rate": float("nan")}}, "target.learning_rate: ", ("nan",)),
         ({"datasets": ["synth_s", "synth_s"]}, "datasets[1]: ", ("'synth_s'", "datasets[0]")),
@@ -376,83 +374,3 @@ def test_a_split_that_fits_by_count_but_not_by_distinct_records(tmp_path: Path) 
     found = problems(tmp_path, changed(datasets=[own]))
     assert "datasets[0].split: " in found[0]
     assert "20" in found[0]
-
-
-SCALARS = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-(2**70), 2**70),
-    st.floats(),
-    st.text(max_size=8),
-    st.dates(),
-    st.binary(max_size=4),
-    st.sampled_from(["none", "purifier", "l2", "gap", "nsh", "synth_s", "mlp_s", "cnn_s", "fresh"]),
-)
-WORDS = st.sampled_from(
-    ["name", "label", "preset", "grid", "noise", "split", "members", "epochs", "hidden", "seeds"]
-)
-ANYTHING = st.recursive(
-    SCALARS,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4),
-        st.dictionaries(st.one_of(WORDS, st.text(max_size=5), st.integers()), inner, max_size=4),
-    ),
-    max_leaves=8,
-)
-
-
-def places(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    found = [above] if above else []
-    listed = enumerate(value) if isinstance(value, list) else ()
-    for step, item in value.items() if isinstance(value, dict) else listed:
-        found += places(item, (*above, step))
-    return found
-
-
-def only_config_errors(folder: Path, content: Any) -> None:
-    with contextlib.suppress(ConfigError):
-        load(folder, content)
-
-
-QUICK = settings(
-    max_examples=150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-
-
-@QUICK
-@given(place=st.sampled_from(places(VALID)), value=ANYTHING, act=st.sampled_from(["put", "drop"]))
-@example(place=("defenses",), value=[[[[]]]], act="put")
-@example(place=("target",), value={"name": "mlp_s"}, act="put")
-@example(place=("target",), value={"][.": 3, "": 1}, act="put")
-@example(place=("datasets", 0, "path"), value="~nobody-here/x.npz", act="put")
-def test_any_change_of_a_valid_file_loads_or_is_a_config_error(
-    tmp_path: Path, place: tuple[Any, ...], value: Any, act: str
-) -> None:
-    content = copy.deepcopy(VALID)
-    inner: Any = content
-    for step in place[:-1]:
-        inner = inner[step]
-    if act == "put" or isinstance(inner, list):
-        inner[place[-1]] = value
-    else:
-        inner.pop(place[-1], None)
-    only_config_errors(tmp_path, content)
-
-
-@QUICK
-@given(
-    st.dictionaries(
-        st.sampled_from([*Experiment.model_fields, "other"]), ANYTHING, min_size=1, max_size=8
-    )
-)
-def test_any_structure_is_a_config_error(tmp_path: Path, content: dict[str, Any]) -> None:
-    only_config_errors(tmp_path, content)
-
-
-@QUICK
-@given(st.text(alphabet=st.sampled_from(list("abc:-[]{}&*!?|>'\"%@#, \n\t\x00")), max_size=40))
-def test_any_text_is_a_config_error(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ConfigError):
-        load(tmp_path, text)

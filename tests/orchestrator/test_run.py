@@ -16,9 +16,15 @@ def test_first_run_fills_every_cell(undisturbed):
     tables = lab.store.tables
     cells = tables.frame("cells", "tiny")
     assert set(cells["status"]) == {"done"}
-    assert (cells["kind"] == "attack").sum() == 4 * 4
+    assert dict(cells["kind"].value_counts()) == {
+        "attack": 4 * 4,
+        "utility": 4,
+        "worst": 4,
+        "check": 1,
+    }
     assert len(tables.frame("results", "tiny")) == 16
-    assert len(tables.frame("utility", "tiny")) == 4
+    assert len(tables.frame("utility", "tiny")) == len(tables.frame("worst", "tiny")) == 4
+    assert len(tables.frame("gates", "tiny")) == 4
     assert len(tables.frame("tasks")) == len(outcome.plan.tasks) == outcome.ran
     assert len(tables.frame("scores", "tiny")) == 16 * 400
     assert lab.repeated() == []
@@ -60,11 +66,13 @@ def test_a_further_seed_runs_only_that_seed(undisturbed, lab):
     before, outcome, _ = undisturbed
     shutil.copytree(before.store.root, lab.store.root)
     again, quiet = lab.run(seeds=[0, 1])
-    assert again.cached == outcome.ran
+    assert again.cached == outcome.ran - 4
     tasks = again.plan.tasks
     # A shadow model has a seed of its own, derived from the experiment's.
-    roots = {tasks[key].seed for key in quiet.started_ if tasks[key].kind != "TrainTarget"}
+    ran = [tasks[key] for key in quiet.started_]
+    roots = {task.seed for task in ran if task.kind not in ("TrainTarget", "WorstCase")}
     assert roots == {1}
+    assert [task.kind for task in ran].count("WorstCase") == 4  # over all seeds, so anew
     assert len(lab.store.tables.frame("results", "tiny")) == 32
 
 
@@ -74,7 +82,7 @@ def test_a_further_attack_runs_only_that_attack(undisturbed, lab):
     attacks = [*lab.tiny["attacks"], {"name": "metric", "statistic": "entropy"}]
     again, quiet = lab.run(attacks=attacks)
     kinds = [again.plan.tasks[key].kind for key in quiet.started_]
-    assert kinds == ["RunAttack"] * 4
+    assert sorted(kinds) == ["RunAttack"] * 4 + ["WorstCase"] * 4
 
 
 def test_full_purifier_and_reformer_only_share_one_reformer(undisturbed):
@@ -120,7 +128,13 @@ def test_failed_task_blocks_only_its_branch(lab):
     assert len(outcome.failed) == 1
     assert "learning_rate" in next(iter(outcome.failed.values()))
     cells = lab.store.tables.frame("cells", "tiny")
-    assert sorted(cells["status"]) == ["done", "done", "failed"]
+    assert list(zip(cells["kind"], cells["status"], strict=True)) == [
+        ("check", "done"),
+        ("utility", "done"),
+        ("attack", "done"),
+        ("attack", "failed"),
+        ("worst", "blocked"),
+    ]
     failures = lab.store.tables.frame("failures")
     assert list(failures["name"]) == ["nsh"]
 

@@ -22,7 +22,8 @@ from storage.artifacts import (
     write_whole,
 )
 
-KEY = hashlib.sha256(b"a task").hexdigest()
+TASK = '{"seed":1}'
+KEY = hashlib.sha256(TASK.encode()).hexdigest()
 FILES = ("task.json", "weights.safetensors", "answers.parquet", "metrics.json")
 
 
@@ -50,7 +51,7 @@ def artifacts(tmp_path):
 @pytest.fixture(scope="module")
 def put_once(tmp_path_factory):
     artifacts = Artifacts(tmp_path_factory.mktemp("once") / "artifacts")
-    artifacts.put(KEY, '{"seed":1}', fill)
+    artifacts.put(KEY, TASK, fill)
     return artifacts
 
 
@@ -80,7 +81,7 @@ def test_what_was_put_comes_back_whole(filled):
 
 
 def test_facts_are_one_canonical_text(artifacts):
-    artifacts.put(KEY, "{}", lambda draft: draft.facts("f", {"b": (np.float32(0.5),), "a": True}))
+    artifacts.put(KEY, TASK, lambda draft: draft.facts("f", {"b": (np.float32(0.5),), "a": True}))
     assert (folder_of(artifacts) / "f.json").read_text() == '{"a":true,"b":[0.5]}'
 
 
@@ -106,7 +107,7 @@ def test_a_damaged_file_is_reported_and_never_trusted(filled, name, fault):
     with pytest.raises(ArtifactDamaged) as caught:
         read_all(filled.open(KEY))
     assert caught.value.damaged_key == KEY
-    assert str(caught.value).endswith("Running the experiment again recomputes it.")
+    assert str(caught.value).endswith("A run that needs it computes it again.")
     if name != "task.json":
         assert name in str(caught.value)
     if fault in ("truncate", "empty", "delete", "longer"):
@@ -115,8 +116,8 @@ def test_a_damaged_file_is_reported_and_never_trusted(filled, name, fault):
         assert list(filled.keys()) == []
 
 
-def test_every_flipped_bit_of_every_payload_is_noticed(filled):
-    for name in FILES[1:]:
+def test_every_flipped_bit_of_every_file_is_noticed(filled):
+    for name in FILES:
         path = folder_of(filled) / name
         data = path.read_bytes()
         for position in range(0, len(data), 7):
@@ -143,6 +144,12 @@ def test_content_that_cannot_be_parsed_is_damage_even_if_its_checksum_is_right(f
     read = {"safetensors": artifact.arrays, "parquet": artifact.table, "json": artifact.facts}
     with pytest.raises(ArtifactDamaged, match=name):
         read[kind](stem)
+
+
+def test_a_description_that_is_not_the_keys_is_refused(artifacts):
+    with pytest.raises(ValueError, match="is not the SHA-256 of its description"):
+        artifacts.put(KEY, '{"seed":2}', fill)
+    assert not artifacts.root.exists()
 
 
 def test_another_keys_folder_is_not_mistaken_for_this_one(filled):
@@ -182,20 +189,20 @@ def test_what_is_no_key_never_becomes_a_path(artifacts, key):
 def test_what_is_no_name_never_becomes_a_path(artifacts, name, kind):
     payload = {"x": np.zeros(1)}
     with pytest.raises(ValueError, match="cannot name a file"):
-        artifacts.put(KEY, "{}", lambda draft: getattr(draft, kind)(name, payload))
+        artifacts.put(KEY, TASK, lambda draft: getattr(draft, kind)(name, payload))
     assert list(artifacts.root.iterdir()) == []
 
 
 def test_task_json_and_names_already_used_are_refused(artifacts):
     with pytest.raises(ValueError, match=r"task\.json is already part"):
-        artifacts.put(KEY, "{}", lambda draft: draft.facts("task", {}))
+        artifacts.put(KEY, TASK, lambda draft: draft.facts("task", {}))
 
     def twice(draft: Draft) -> None:
         draft.facts("a", {})
         draft.facts("a", {})
 
     with pytest.raises(ValueError, match=r"a\.json is already part"):
-        artifacts.put(KEY, "{}", twice)
+        artifacts.put(KEY, TASK, twice)
 
 
 def test_missing_things_are_told_apart_from_damage(filled):
@@ -212,7 +219,7 @@ def test_a_failing_write_leaves_nothing(artifacts):
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        artifacts.put(KEY, "{}", fail)
+        artifacts.put(KEY, TASK, fail)
     assert list(artifacts.root.iterdir()) == []
 
 
@@ -221,13 +228,13 @@ def test_an_error_of_the_writer_is_not_blamed_on_the_store(artifacts):
         raise PermissionError(errno.EACCES, "the data file")
 
     with pytest.raises(PermissionError, match="the data file") as caught:
-        artifacts.put(KEY, "{}", fail)
+        artifacts.put(KEY, TASK, fail)
     assert not isinstance(caught.value, StoreUnwritable)
 
 
 def test_the_first_copy_stays(filled):
-    filled.put(KEY, '{"seed":2}', lambda draft: draft.facts("other", {}))
-    assert filled.open(KEY).description == {"seed": 1}
+    filled.put(KEY, TASK, lambda draft: draft.facts("other", {}))
+    assert filled.open(KEY).files == ("answers.parquet", "metrics.json", "weights.safetensors")
     assert not list(filled.root.glob(".draft-*"))
 
 
@@ -239,7 +246,7 @@ def test_putting_over_a_damaged_copy_replaces_it(filled, fault):
     else:
         folder.rename(filled.root / "elsewhere")
         folder.mkdir() if fault == "empty folder" else folder.write_text("x")
-    filled.put(KEY, '{"seed":1}', fill)
+    filled.put(KEY, TASK, fill)
     filled.open(KEY).verify()
     aside = list((filled.root.parent / "damaged").glob("*"))
     assert len(aside) == (fault != "empty folder")  # rename(2) replaces an empty folder itself
@@ -251,7 +258,7 @@ def test_setting_aside_keeps_every_copy_and_its_reason(filled):
     assert (first / "reason.txt").read_text() == "checksum\n"
     assert (first / "artifact" / "task.json").is_file()
     assert filled.set_aside(KEY, "again") is None
-    filled.put(KEY, "{}", fill)
+    filled.put(KEY, TASK, fill)
     assert filled.set_aside(KEY, "again").name == f"{KEY}-1"
     assert filled.state(KEY) == "absent"
 
@@ -285,7 +292,7 @@ def write(draft):
     sys.stdin.readline()
     draft.facts("f", {"who": sys.argv[3]})
 
-Artifacts(Path(sys.argv[1])).put(sys.argv[2], "{}", write)
+Artifacts(Path(sys.argv[1])).put(sys.argv[2], '{"seed":1}', write)
 """
 
 
@@ -304,11 +311,23 @@ def test_a_writer_killed_halfway_leaves_no_visible_artifact(artifacts):
     assert artifacts.state(KEY) == "absent"
     assert list(artifacts.keys()) == []
     assert len(list(artifacts.root.glob(".draft-*"))) == 1
-    assert artifacts.drop_stale_drafts(older_than_s=3600) == 0  # it may belong to somebody alive
-    assert artifacts.drop_stale_drafts(older_than_s=-1) == 1
+    assert artifacts.drop_stale_drafts(older_than_s=3600) == 1
     assert list(artifacts.root.iterdir()) == []
-    artifacts.put(KEY, "{}", fill)
+    artifacts.put(KEY, TASK, fill)
     assert KEY in artifacts
+
+
+def test_a_living_writers_draft_stays_and_another_machines_until_it_is_old(artifacts):
+    with child(artifacts, "0", "live") as process:
+        assert process.stdout.readline() == "half\n"
+        assert artifacts.drop_stale_drafts(older_than_s=3600) == 0
+        (draft,) = artifacts.root.glob(".draft-*")
+        draft.rename(elsewhere := draft.with_name(draft.name.replace(".draft-", ".draft-x")))
+        process.kill()
+    elsewhere.with_suffix(".old-named").touch()
+    assert artifacts.drop_stale_drafts(older_than_s=3600) == 0
+    assert artifacts.drop_stale_drafts(older_than_s=-1) == 2
+    assert list(artifacts.root.iterdir()) == []
 
 
 def test_two_writers_at_once_leave_one_whole_copy(artifacts):
@@ -344,12 +363,12 @@ def test_a_full_disk_is_told_and_leaves_nothing(tiny_disk):
     for kind in ("arrays", "table"):
         with pytest.raises(StoreUnwritable, match="No space left on device") as caught:
             artifacts.put(
-                KEY, "{}", lambda draft, kind=kind: getattr(draft, kind)("w", {"n": noise})
+                KEY, TASK, lambda draft, kind=kind: getattr(draft, kind)("w", {"n": noise})
             )
         assert str(artifacts.root) in str(caught.value)
         assert "--store" in str(caught.value)
         assert list(artifacts.root.iterdir()) == []
-    artifacts.put(KEY, "{}", fill)
+    artifacts.put(KEY, TASK, fill)
     artifacts.open(KEY).verify()
 
 
@@ -366,10 +385,10 @@ def test_a_small_file_is_replaced_whole_or_not_at_all(tiny_disk):
 
 def test_a_read_only_store_is_told_and_still_read(tiny_disk):
     artifacts = Artifacts(tiny_disk / "artifacts")
-    artifacts.put(KEY, "{}", fill)
+    artifacts.put(KEY, TASK, fill)
     subprocess.run(["mount", "-o", "remount,ro", tiny_disk], check=True)
     with pytest.raises(StoreUnwritable, match="Read-only file system"):
-        artifacts.put("0" * 64, "{}", fill)
+        artifacts.put(hashlib.sha256(b"{}").hexdigest(), "{}", fill)
     with pytest.raises(StoreUnwritable, match="Read-only file system"):
         artifacts.set_aside(KEY, "x")
     artifacts.open(KEY).verify()
@@ -377,7 +396,7 @@ def test_a_read_only_store_is_told_and_still_read(tiny_disk):
 
 def test_a_store_on_another_disk_than_its_folder_can_set_aside(tiny_disk):
     artifacts = Artifacts(tiny_disk)  # `damaged` lies outside the mount: no rename leads there
-    artifacts.put(KEY, "{}", fill)
+    artifacts.put(KEY, TASK, fill)
     place = artifacts.set_aside(KEY, "x")
     assert (place / "artifact" / "task.json").is_file()
     assert artifacts.state(KEY) == "absent"

@@ -629,7 +629,7 @@ FAULTS: list[tuple[str, Callable[[Path], Path], str]] = [
     (
         "text labels",
         lambda p: table(p / "a.parquet", label=["cat", "dog", "cat"], f0=F0),
-        "the first is np.str_('cat'); they must be whole numbers 0..C-1",
+        "the first is 'cat'; they must be whole numbers 0..C-1",
     ),
     (
         "fractional",

@@ -100,6 +100,21 @@ def test_the_mirror_tries_once_and_then_only_at_close(tmp_path: Path) -> None:
             rude.accept()
 
 
+def test_a_silent_server_costs_a_bounded_time_at_the_end_and_none_before(tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        mirror = Mirror(Tracker(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path), "exp", {})
+        started = time.monotonic()
+        for i in range(1000):
+            mirror.put([result(i)])
+        assert time.monotonic() - started < 1
+        warning = mirror.close(0.5)
+        assert time.monotonic() - started < 3
+        assert warning is not None
+        assert warning.startswith("1000 result rows are not in MLflow yet")
+
+
 def test_a_bad_row_is_a_warning_not_an_exception(tmp_path: Path) -> None:
     mirror = Mirror(Tracker(default_uri(tmp_path), tmp_path), "exp", {})
     mirror.put([{"task_key": "a"}])
@@ -188,13 +203,20 @@ def test_the_ledger_knows_what_was_sent_where(tmp_path: Path) -> None:
     assert "bob" not in path.read_text()
 
 
-def test_rows_wait_again_when_the_database_is_gone(tmp_path: Path) -> None:
-    ledger, uri = Ledger(tmp_path / "ledger.jsonl"), default_uri(tmp_path)
-    (tmp_path / "mlflow.db").touch()
+def test_rows_wait_again_when_the_database_is_gone_or_another(uri: str, tmp_path: Path) -> None:
+    ledger, path = Ledger(tmp_path / "ledger.jsonl"), tmp_path / "mlflow.db"
+    Tracker(uri, tmp_path).send("exp", [result(1)])
     ledger.mark(uri, [result(1)])
     assert ledger.waiting(uri, [result(1)]) == []
-    (tmp_path / "mlflow.db").unlink()
+    kept = path.rename(tmp_path / "kept.db")
     assert ledger.waiting(uri, [result(1)]) == [result(1)]
+    path.touch()
+    assert ledger.waiting(uri, [result(1)]) == [result(1)]
+    path.unlink()
+    Tracker(uri, tmp_path).send("exp", [result(2)])
+    assert ledger.waiting(uri, [result(1)]) == [result(1)]
+    kept.replace(path)
+    assert ledger.waiting(uri, [result(1)]) == []
 
 
 @given(

@@ -18,6 +18,7 @@ from storage.artifacts import Artifact
 from tasks import architectures
 from tasks.answers import Answers
 from tasks.base import Data, Rows, Task
+from tasks.check_split import CheckSplit
 from tasks.fit_defense import FitDefense
 from tasks.run_attack import RunAttack, known_rows
 from tasks.split import Split
@@ -58,7 +59,9 @@ class Lab:
         return self.run(task).facts("metrics")
 
     def attack(self, answers: Answers, plugin: Attack, **fields: Any) -> RunAttack:
-        return RunAttack(seed=answers.seed, answers=answers, attack=plugin, **fields)
+        split, judge = answers.target.split, fields.get("judge", "members")
+        checks = CheckSplit(seed=answers.seed, split=split, judge=judge)
+        return RunAttack(seed=answers.seed, answers=answers, attack=plugin, checks=checks, **fields)
 
     def defended(self, *chain: Defense, noise: Any = "deterministic") -> Answers:
         """The answers behind output defenses, the innermost first."""

@@ -70,6 +70,12 @@ def test_dropout_follows_every_hidden_layer_and_is_off_when_answering() -> None:
     assert torch.equal(module(x), module(x))
 
 
+def test_weights_are_called_the_same_with_dropout_and_without() -> None:
+    for name, shape in (("mlp_s", (8,)), ("cnn_s", (1, 8, 8)), ("purchase_mlp4_tanhout", (8,))):
+        dropped = build(make(name, dropout=0.5), shape, 3).state_dict()
+        assert list(dropped) == list(build(make(name), shape, 3).state_dict())
+
+
 def test_an_mlp_takes_images_too() -> None:
     assert build(make("mlp_s"), (1, 8, 8), 10)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 

@@ -21,12 +21,14 @@ from storage.datasets import Source
 from tasks import architectures
 from tasks.answers import Answers
 from tasks.base import Data, Rows, Task, canonical, random_generator, stream
+from tasks.check_split import CheckSplit
 from tasks.fit_defense import FitDefense
 from tasks.measure_utility import MeasureUtility
 from tasks.run_attack import RunAttack
-from tasks.split import Split
+from tasks.split import Split, SplitColumn
 from tasks.train_target import TrainTarget
 from tasks.worker import Site, execute
+from tasks.worst_case import WorstCase
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "keys.json"
 
@@ -45,6 +47,8 @@ L2_TARGET = replace(TARGET, defense=L2(weight_decay=0.001), rows=Rows(np.arange(
 PLAIN = Answers(seed=0, source=TARGET)
 FITTED = FitDefense(seed=0, answers=PLAIN, defense=OneHot(), trainings=(L2_TARGET,))
 DEFENDED = Answers(seed=0, source=FITTED, noise="per_input")
+CHECKS = CheckSplit(seed=0, split=SPLIT)
+GAP = RunAttack(seed=0, answers=DEFENDED, attack=Gap(), checks=CHECKS)
 EXAMPLES: dict[str, Task] = {
     "split": SPLIT,
     "target": TARGET,
@@ -52,8 +56,10 @@ EXAMPLES: dict[str, Task] = {
     "answers": PLAIN,
     "fit_onehot": FITTED,
     "answers_onehot": DEFENDED,
-    "gap": RunAttack(seed=0, answers=DEFENDED, attack=Gap()),
-    "metric": RunAttack(seed=0, answers=PLAIN, attack=Metric(statistic="loss")),
+    "check": CHECKS,
+    "gap": GAP,
+    "metric": RunAttack(seed=0, answers=PLAIN, attack=Metric(statistic="loss"), checks=CHECKS),
+    "worst": WorstCase(seed=0, attacks=(GAP,)),
     "utility": MeasureUtility(seed=0, answers=DEFENDED, baseline=PLAIN),
 }
 
@@ -79,6 +85,7 @@ OTHER: dict[str, Any] = {
     "untrained": 1,
     "known": 0.25,
     "dedup": "drop",
+    "column": SplitColumn(column="role"),
     "split": replace(SPLIT, seed=1),
     "architecture": architectures.make("mlp_s", epochs=4),
     "rows": Rows(np.arange(5)[::-1]),
@@ -89,6 +96,8 @@ OTHER: dict[str, Any] = {
     "source": replace(TARGET, seed=1),
     "noise": "fresh",
     "attack": Metric(statistic="margin"),
+    "attacks": (GAP, replace(GAP, adaptive=True)),
+    "checks": replace(CHECKS, seed=1),
     "judge": "reference",
     "fit_on": "clean",
     "adaptive": True,
@@ -138,6 +147,19 @@ def test_a_key_does_not_say_where() -> None:
     for task in EXAMPLES.values():
         assert not places & {field.name for field in fields(task)}
         assert "/mnt" not in task.description
+
+
+def test_a_field_added_later_is_in_the_key_only_when_it_is_set() -> None:
+    assert "column" not in SPLIT.description
+    columns = [
+        SplitColumn(column="role"),
+        SplitColumn(column="fold"),
+        SplitColumn(column="role", members=("train",)),
+        SplitColumn(column="role", nonmembers=("nonmembers", "test")),
+    ]
+    keys = [replace(SPLIT, column=column).key for column in (None, *columns)]
+    assert len(set(keys)) == len(keys)
+    assert keys[0] == SPLIT.key
 
 
 class Warm(Defense):
@@ -269,7 +291,8 @@ def test_a_description_explains_its_key() -> None:
     for task in EXAMPLES.values():
         content = json.loads(task.description)
         assert content["kind"] == type(task).__name__
-        assert set(content["fields"]) == {field.name for field in fields(task)}
+        told = {f.name for f in fields(task) if not (f.metadata and getattr(task, f.name) is None)}
+        assert set(content["fields"]) == told
         assert len(task.key) == 64
 
 

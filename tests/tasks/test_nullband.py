@@ -43,6 +43,11 @@ def test_band_agrees_with_permuting_one_by_one():
         tuple(seen.max(axis=1)), abs=0.1
     )
     assert (ours.worst_accuracy, ours.worst_auc) == tuple(seen.argmax(axis=1))
+    assert ours.sd_accuracy == pytest.approx(tuple(spread[0]), rel=0.1)
+    assert ours.sd_auc == pytest.approx(tuple(spread[1]), rel=0.1)
+    # In points: the accuracy that the largest of the three passes in a tenth of the permutations.
+    assert ours.chance_accuracy(1) == pytest.approx(0.5 + band[0] * spread[0, 1], abs=0.02)
+    assert ours.chance_auc(2) == pytest.approx(0.5 + band[1] * spread[1, 2], abs=0.02)
 
 
 def test_null_data_lie_inside_as_often_as_the_quantile_says():

@@ -1,0 +1,143 @@
+"""What lies in a store, whole or not, needed or not; and how a piece of it is removed."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+from storage._disk import KEY, draft_name, stale_drafts, writing_to
+from storage._formats import canonical
+from storage._schemas import SCHEMAS
+
+__all__ = ["Piece", "description", "discard", "find_keys", "keys_in", "pieces", "remove"]
+
+# A cell belongs to an experiment, a trial to a study: no task's key says who needs them.
+_OWNED = ("cells", "trials")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One thing in a store that goes as a whole.
+
+    Attributes:
+        what: an artifact, a part of a table, a draft nobody writes to any more, or what was set
+            aside because it was damaged.
+        path: the file or folder.
+        nbytes: its size.
+        key: the task key of an artifact or a part.
+        table: the table of a part.
+    """
+
+    what: Literal["artifact", "part", "draft", "damaged"]
+    path: Path
+    nbytes: int
+    key: str = ""
+    table: str = ""
+
+
+def pieces(store: Path, drafts_older_than_s: float) -> Iterator[Piece]:
+    """All that can be removed from a store: not its experiments, their cells, nor studies.
+
+    Args:
+        store: its root.
+        drafts_older_than_s: as `drop_drafts` takes it.
+    """
+    for folder in _artifacts(store):
+        yield Piece("artifact", folder, _size(folder), folder.name)
+    for table in SCHEMAS:
+        if table not in _OWNED:
+            for path in sorted((store / "tables" / table).glob("part-*.parquet")):
+                key = path.stem.removeprefix("part-")
+                yield Piece("part", path, _size(path), key, table)
+    for place in (store / "artifacts", *store.glob("tables/*"), *store.glob("experiments/*")):
+        for draft in stale_drafts(place, drafts_older_than_s):
+            yield Piece("draft", draft, _size(draft))
+    for aside in sorted((*store.glob("damaged/*"), *store.glob("tables/*/*.damaged*"))):
+        yield Piece("damaged", aside, _size(aside))
+
+
+def remove(piece: Piece) -> None:
+    """Remove a piece; whatever stops this process, no half of an artifact is left in its place.
+
+    Raises:
+        StoreUnwritable: the disk is full, read-only or forbidden.
+    """
+    path = piece.path
+    if piece.what == "artifact":
+        # What a killed process leaves of this is a draft, which the next run drops.
+        aside = path.parent.parent / draft_name()
+        with writing_to(path), suppress(FileNotFoundError):
+            path = path.rename(aside)
+    discard(path)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or folder, if it is still there; raises as `remove`."""
+    # Another process may be doing the same.
+    with writing_to(path), suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def find_keys(store: Path, prefix: str) -> set[str]:
+    """The keys beginning with `prefix` of artifacts, whole or not, and of table parts.
+
+    Raises:
+        ValueError: `prefix` has other characters than 0-9 and a-f.
+    """
+    if set(prefix) - set("0123456789abcdef"):
+        raise ValueError(f"{prefix!r} begins no task key: they are digits 0-9 and a-f")
+    parts = store.glob(f"tables/*/part-{prefix}*.parquet")
+    found = {path.stem.removeprefix("part-") for path in parts}
+    found |= {folder.name for folder in _artifacts(store) if folder.name.startswith(prefix)}
+    return {key for key in found if KEY.fullmatch(key)}
+
+
+def description(store: Path, key: str) -> dict[str, Any] | None:
+    """The task that `key` stands for, read from its artifact, whatever state that is in.
+
+    Returns:
+        None if there is none, or it cannot be read, or its hash is not `key`.
+    """
+    try:
+        content = json.loads((store / "artifacts" / key[:2] / key / "task.json").read_bytes())
+        task = content["task"]
+        return dict(task) if sha256(canonical(task)).hexdigest() == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def keys_in(value: Any) -> Iterator[str]:
+    """The keys of the inputs named in a description or a part of it, in order."""
+    if isinstance(value, dict):
+        if set(value) == {"task"} and isinstance(value["task"], str):
+            yield value["task"]
+        else:
+            for item in value.values():
+                yield from keys_in(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from keys_in(item)
+
+
+def _artifacts(store: Path) -> Iterator[Path]:
+    for folder in sorted(store.glob("artifacts/[0-9a-f][0-9a-f]/*")):
+        if KEY.fullmatch(folder.name):
+            yield folder
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; 0 for what went meanwhile."""
+    total = 0
+    for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        try:
+            total += file.lstat().st_size if not file.is_dir() else 0
+        except OSError:
+            continue
+    return total

@@ -1,0 +1,467 @@
+"""Queries: what frames show, over what is sound, and out of reach of everything else."""
+
+import contextlib
+import hashlib
+import math
+import os
+import signal
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage.queries import READY, _fetch, ask, catalogue, connect, query
+from storage.tables import SCHEMAS, Tables, view_schema
+
+A, B, C = (hashlib.sha256(text).hexdigest() for text in (b"a", b"b", b"c"))
+NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+NUM = 150
+SCORES = {
+    "record": np.arange(NUM),
+    "is_member": np.arange(NUM) % 3 == 0,
+    "score": np.sin(np.arange(NUM)),
+}
+
+
+def cell(label, kind="attack", key=A, attack="gap", seed=3, **more):
+    attack = attack if kind == "attack" else None
+    about = {"label": label, "kind": kind, "task_key": key, "attack": attack, "seed": seed}
+    return {"dataset": "synth_hard", "status": "done", **about, **more}
+
+
+@pytest.fixture
+def filled(tmp_path):
+    tables = Tables(tmp_path / "store" / "tables")
+    result = {"dataset": "synth_hard", "seed": 3, "attack": "gap", "auc": 0.1 + 0.2}
+    tables.write("results", A, [result | {"flags": ["overlap"], "created_at": NOW}])
+    tables.write("utility", B, [{"dataset": "synth_hard", "seed": 3, "test_accuracy": 0.75}])
+    tables.write("scores", A, SCORES)
+    tables.write("scores", C, [{"record": 0, "is_member": True, "score": 7.0}])
+    tables.write_cells("mine", [cell("raw"), cell("same", attack="g"), cell("raw", "utility", B)])
+    return tables
+
+
+def part(tables, table, key):
+    return tables.root / table / f"part-{key}.parquet"
+
+
+def rows(tables, sql):
+    return list(zip(*ask(tables, sql).to_pydict().values(), strict=True))
+
+
+def files(root):
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_views_have_their_columns_whether_or_not_there_are_parts(filled, tmp_path, full):
+    tables = filled if full else Tables(tmp_path / "nothing")
+    for view in SCHEMAS:
+        names = ask(tables, f"SELECT * FROM {view}").column_names
+        assert names == view_schema(view).names == list(tables.frame(view).columns)
+    for view in READY:
+        assert bool(len(ask(tables, f"FROM {view}"))) == (full and view != "slowest")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_everything_that_can_be_asked_is_described(filled):
+    told = {view: num for view, about, num in catalogue() if about}
+    assert list(told) == [*SCHEMAS, *READY]
+    for view, num in told.items():
+        assert len(ask(filled, f"DESCRIBE {view}")) == num
+    assert {name for (name,) in rows(filled, "SHOW TABLES")} == set(told)
+
+
+def test_a_query_sees_what_a_frame_sees(filled):
+    wanted = "SELECT label, auc, created_at, flags FROM results WHERE experiment = 'mine'"
+    now = NOW.replace(tzinfo=None)
+    assert rows(filled, wanted) == [
+        ("raw", 0.1 + 0.2, now, ["overlap"]),
+        ("same", 0.1 + 0.2, now, ["overlap"]),
+    ]
+    assert rows(filled, "SELECT created_at::VARCHAR FROM results LIMIT 1") == [
+        ("2026-01-02 03:04:05.678901",)
+    ]
+    joined = "SELECT max(score) FROM scores JOIN results USING (task_key) WHERE label = 'raw'"
+    assert rows(filled, joined) == [(SCORES["score"].max(),)]
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        f"task_key = '{A}'",
+        f"task_key <> '{A}'",
+        f"task_key IN ('{C}', 'x')",
+        f"task_key > '{A}' AND score > 0.5",
+        f"task_key = '{C}' OR NOT is_member",
+        "task_key IS NULL",
+        "task_key LIKE '%a%'",
+        "score > 0.9 OR record < 3",
+        "decision IS NULL",
+    ],
+)
+def test_scores_are_the_same_read_in_place_or_whole(filled, where):
+    """Filters are worked out by Arrow on scores in place, by DuckDB on the whole."""
+    filled.write("scores", B, [{"record": 0, "score": math.nan}, {"record": 1, "score": math.inf}])
+    sql = f"SELECT task_key, record FROM scores WHERE {where} ORDER BY ALL"
+    with connect(filled) as in_place, connect(filled, scores=False) as whole:
+        assert in_place.execute(sql).fetchall() == whole.execute(sql).fetchall()
+
+
+@pytest.mark.parametrize("view", ["'sco' || 'res'", "'res' || 'ults'"])
+def test_a_view_found_by_a_name_put_together_has_its_rows(filled, view):
+    assert len(ask(filled, f"FROM query_table({view})")) == (NUM + 1 if "sco" in view else 2)
+
+
+def test_only_what_is_asked_is_read(filled):
+    for table in ("results", "cells"):
+        for path in filled.parts(table):
+            path.write_bytes(b"rubbish")
+    assert rows(filled, "SELECT count(*) FROM utility u, (SELECT 1) WHERE false") == [(0,)]
+    ask(filled, "SELECT avg(score) FROM scores")
+    ask(filled, "DESCRIBE results")
+    assert [problem for problem in filled.problems if "results" in problem] == []
+
+
+def test_damaged_parts_are_left_out_and_told(filled):
+    part(filled, "results", A).write_bytes(b"rubbish")
+    part(filled, "scores", C).write_bytes(b"rubbish")
+    assert rows(filled, "SELECT count(*) FROM results") == [(0,)]
+    assert rows(filled, "SELECT count(*) FROM scores") == [(NUM,)]
+    assert [A in filled.problems[0], C in filled.problems[1]] == [True, True]
+
+
+def test_a_damaged_page_of_scores_stops_a_connection_and_is_left_out_by_ask(filled):
+    path = part(filled, "scores", A)
+    data = bytearray(path.read_bytes())
+    at = pq.read_metadata(path).row_group(0).column(3)  # score
+    data[at.data_page_offset + at.total_compressed_size - 9] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(duckdb.Error, match=r"(?i)crc|checksum"):
+        connect(filled).execute("SELECT sum(score) FROM scores").fetchall()
+    assert rows(filled, "SELECT sum(score) FROM scores") == [(7.0,)]
+    (problem,) = filled.problems
+    assert str(path) in problem
+
+
+READS_FILES = [
+    "SELECT * FROM read_csv('{here}/a.csv')",
+    "SELECT * FROM read_csv_auto('{here}/*.csv')",
+    "SELECT * FROM read_text('{here}/a.csv')",
+    "SELECT * FROM read_blob('{here}/a.csv')",
+    "SELECT * FROM read_json('{here}/a.json')",
+    "SELECT * FROM sniff_csv('{here}/a.csv')",
+    "SELECT * FROM '{here}/a.csv'",
+    'SELECT * FROM "{here}/a.csv"',
+    "SELECT * FROM '{here}/a.json'",
+    "SELECT * FROM '{here}/a.parquet'",
+    "SELECT * FROM read_parquet(['{here}/a.parquet'])",
+    "SELECT * FROM parquet_metadata('{here}/a.parquet')",
+    "SELECT * FROM parquet_schema('{here}/a.parquet')",
+    "SELECT * FROM parquet_kv_metadata('{here}/a.parquet')",
+    "SELECT * FROM parquet_file_metadata('{here}/a.parquet')",
+    "SELECT * FROM glob('{here}/*')",
+    "SELECT * FROM query('SELECT * FROM read_text(''{here}/a.csv'')')",
+    "SELECT * FROM query_table(['{here}/a.parquet'])",
+    "DESCRIBE '{here}/a.csv'",
+    "SUMMARIZE '{here}/a.csv'",
+    "EXPLAIN ANALYZE SELECT * FROM '{here}/a.csv'",
+    "SELECT * FROM secret",
+]
+REACHES_OUT = [
+    "SELECT * FROM read_csv('http://127.0.0.1:1/x.csv')",
+    "SELECT * FROM 'https://127.0.0.1:1/x.parquet'",
+    "SELECT * FROM 's3://bucket/x.parquet'",
+    "SELECT * FROM sqlite_scan('{here}/a.db', 'a')",
+    "SELECT * FROM postgres_scan('host=127.0.0.1', 'a', 'b')",
+    "SELECT * FROM read_duckdb('{here}/a.db')",
+    "SELECT * FROM duckdb_extensions()",
+    "SELECT * FROM enable_logging(storage='file', storage_path='{here}/log')",
+    "SELECT * FROM enable_profiling(save_location='{here}/profile')",
+]
+WRITES = [
+    "COPY results TO '{here}/out.csv'",
+    "COPY (SELECT 1) TO '{here}/out.parquet'",
+    "COPY (PIVOT results ON attack USING count(*)) TO '{here}/out.csv'",
+    "EXPLAIN ANALYZE COPY results TO '{here}/out.csv'",
+    "EXPLAIN ANALYZE CREATE TABLE t AS SELECT 1",
+    "EXPORT DATABASE '{here}/out'",
+    "IMPORT DATABASE '{here}/out'",
+    "ATTACH '{here}/out.db'",
+    "ATTACH ':memory:' AS other",
+    "DETACH memory",
+    "USE memory",
+    "INSTALL httpfs",
+    "LOAD httpfs",
+    "CALL enable_profiling()",
+    "PRAGMA database_list",
+    "PRAGMA enable_profiling",
+    "SET enable_external_access = true",
+    "SET lock_configuration = false",
+    "SET memory_limit = '1TB'",
+    "SET VARIABLE a = 1",
+    "RESET enable_external_access",
+    "SET allowed_directories = ['/']",
+    "SET temp_directory = '{here}'",
+    "SET python_enable_replacements = true",
+    "CREATE TABLE t (a INT)",
+    "CREATE TEMP TABLE t AS SELECT 1",
+    "CREATE MACRO results() AS TABLE SELECT 1",
+    "CREATE PERSISTENT SECRET s (TYPE s3)",
+    "DROP VIEW tradeoff",
+    "ALTER VIEW tradeoff RENAME TO t",
+    "COMMENT ON VIEW tradeoff IS 'a'",
+    "DELETE FROM results",
+    "UPDATE results SET auc = 0.5",
+    "INSERT INTO scores SELECT * FROM scores",
+    "MERGE INTO results USING scores ON true WHEN MATCHED THEN DELETE",
+    "TRUNCATE results",
+    "VACUUM",
+    "CHECKPOINT",
+    "BEGIN",
+    "COMMIT",
+    "PREPARE a AS SELECT 1",
+    "EXECUTE a",
+    "SELECT 1; DROP VIEW tradeoff",
+    "SELECT 1; SELECT 2",
+    "",
+    " ; -- nothing",
+]
+
+
+@pytest.fixture
+def lures(filled):
+    """Files that are there to be read, beside a store."""
+    here = filled.root.parent.parent
+    with duckdb.connect() as free:
+        for name in ("a.csv", "a.json", "a.parquet"):
+            free.execute(f"COPY (SELECT 1 AS a) TO '{here / name}'")
+    return here
+
+
+@pytest.mark.parametrize("sql", READS_FILES)
+def test_no_file_is_read(filled, lures, sql):
+    sql, secret = sql.format(here=lures), filled.frame("results")
+    with duckdb.connect() as free:
+        free.sql(sql).to_arrow_table()  # but for us it would be
+    with pytest.raises(ValueError, match=r"file system operations|does not exist"):
+        ask(filled, sql)
+    with connect(filled) as connection, pytest.raises(duckdb.Error):
+        connection.execute(sql).fetchall()
+    assert len(secret) == 2  # a Python variable DuckDB would find by its name
+
+
+@pytest.mark.parametrize("sql", REACHES_OUT + WRITES)
+def test_everything_but_reading_the_tables_is_refused(filled, lures, sql):
+    before = files(lures)
+    with pytest.raises(ValueError, match=r"\w"):
+        ask(filled, sql.format(here=lures))
+    assert files(lures) == before
+
+
+@pytest.mark.parametrize("sql", [sql for sql in READS_FILES + REACHES_OUT + WRITES if "{" in sql])
+def test_a_connection_by_itself_reaches_no_file(filled, lures, sql):
+    before = files(lures)
+    with connect(filled) as connection, pytest.raises(duckdb.Error):
+        connection.execute(sql.format(here=lures)).fetchall()
+    assert files(lures) == before
+
+
+@pytest.mark.parametrize(
+    ("sql", "number"),
+    [
+        ("WITH a AS (FROM cells) SELECT * FROM a", 3),
+        ("FROM results;", 2),
+        ("VALUES (1), (2)", 2),
+        ("TABLE cells", 3),
+        ("/* why */ SELECT 1 -- not", 1),
+        ("PIVOT results ON label USING count(*)", 1),
+        ("PIVOT results ON label IN ('raw') USING count(*)", 1),
+        ("SUMMARIZE results", len(view_schema("results"))),
+        ("SHOW results", len(view_schema("results"))),
+        ("EXPLAIN SELECT 1", 1),
+        ("EXPLAIN ANALYZE SELECT count(*) FROM scores", 1),
+        ("SELECT unnest(flags) FROM results", 2),
+    ],
+)
+def test_what_reads_is_answered(filled, sql, number):
+    assert len(ask(filled, sql)) >= number
+
+
+@pytest.mark.parametrize(
+    ("sql", "told"),
+    [
+        ("SELECT * FROM resluts", ['Did you mean "results"', "known: results, utility"]),
+        ("SELECT * FROM zzzzzz", ["zzzzzz does not exist", "tradeoff", "scores"]),
+        ("SELECT aucc FROM results", ['"auc"', "DESCRIBE results"]),
+        ("SELEC 1", ["syntax error", "SELEC"]),
+        ("SELECT 'a'::INT", ["Could not convert string 'a'"]),
+        ("SELECT $a", ["parameters: a"]),
+        ("DROP VIEW results", ["DROP is refused", "SELECT"]),
+        ("SELECT 1; SELECT 2", ["not 2"]),
+        ("", ["SHOW TABLES"]),
+        ("SELECT * FROM '/etc/passwd'", ["does not exist", "known"]),
+        ("SELECT * FROM read_text('/etc/passwd')", ["/etc/passwd", "nothing else"]),
+    ],
+)
+def test_a_refusal_names_what_would_be_right(filled, sql, told):
+    with pytest.raises(ValueError, match=r"\w") as caught:
+        ask(filled, sql)
+    for words in told:
+        assert words in str(caught.value)
+    assert "pg_" not in str(caught.value)
+
+
+WORDS = "SELECT FROM results scores WHERE ( ) , * ; auc = 'a' 1 -- /* COPY TO \" $a PIVOT ON \0 é"
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.text(max_size=20)
+    | st.lists(st.sampled_from(WORDS.split(" ")), max_size=12).map(" ".join)
+    | st.text(st.characters(), max_size=5)
+)
+def test_any_text_is_answered_or_refused(sql):
+    with contextlib.suppress(ValueError):
+        ask(Tables(Path("nowhere")), sql)
+
+
+NUMBERS = st.sampled_from([None, math.nan, 0.0, 0.25, 0.5, 1.0]) | st.floats(0, 1)
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from("de"),
+        st.sampled_from(["raw", "defended"]),
+        st.sampled_from(["gap", "nsh", "lira"]),
+        st.integers(0, 3),
+        st.fixed_dictionaries({"attack_accuracy": NUMBERS, "auc": NUMBERS, "precision": NUMBERS}),
+        st.none() | st.sets(st.sampled_from(["collapsed", "overlap", "leaky"])),
+    ),
+    max_size=12,
+    unique_by=lambda row: row[:4],
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(ROWS)
+def test_means_over_seeds_are_those_of_pandas(drawn):
+    listed = {"results": [], "utility": []}
+    for dataset, label, attack, seed, numbers, flags in drawn:
+        about = {"experiment": "mine", "dataset": dataset, "label": label, "seed": seed}
+        listed["results"].append(about | numbers | {"attack_label": attack, "flags": flags})
+        if attack == "gap":
+            costs = {"test_accuracy": numbers["precision"], "fit_ratio": numbers["auc"]}
+            listed["utility"].append(about | costs)
+    with duckdb.connect() as connection:
+        for view, content in listed.items():
+            table = pa.Table.from_pylist(content, schema=view_schema(view))
+            connection.register(view, table)
+        for view in ("mean_results", "mean_utility", "tradeoff"):
+            connection.execute(f"CREATE VIEW {view} AS {READY[view]}")
+        results, utility, means, costs, front = (
+            connection.sql(f"FROM {view}").to_arrow_table().to_pandas()
+            for view in ("results", "utility", "mean_results", "mean_utility", "tradeoff")
+        )
+    groups = results.groupby(["experiment", "dataset", "label", "attack_label"])
+    assert len(means) == groups.ngroups
+    for (names, group), (_, got) in zip(groups, means.iterrows(), strict=True):
+        assert tuple(got[:4]) == names
+        assert got["num_seeds"] == group["seed"].nunique()
+        for column in ("attack_accuracy", "auc", "tpr_at_fpr_0_01"):
+            same(got[column], group[column].mean())
+            same(got[f"{column}_std"], group[column].std())
+        raised = [flag for flags in group["flags"] if flags is not None for flag in flags]
+        assert list(got["flags"]) == sorted(set(raised))
+    groups = utility.groupby(["experiment", "dataset", "label"])
+    assert len(costs) == groups.ngroups
+    for (names, group), (_, got) in zip(groups, costs.iterrows(), strict=True):
+        assert tuple(got[:3]) == names
+        same(got["test_accuracy"], group["test_accuracy"].mean())
+        same(got["test_accuracy_std"], group["test_accuracy"].std())
+    keys = ["experiment", "dataset", "label"]
+    known = pd.concat([means[keys], costs[keys]]).drop_duplicates()
+    assert len(front) == len(known)
+    for _, got in front.iterrows():
+        mine = means[(means[keys] == got[keys]).all(axis=1)]
+        cost = costs[(costs[keys] == got[keys]).all(axis=1)]
+        same(got["attack_accuracy"], mine["attack_accuracy"].max())
+        if len(mine) and not math.isnan(mine["attack_accuracy"].max()):
+            by_name = mine.sort_values("attack_label").set_index("attack_label")
+            assert got["attack_label"] == by_name["attack_accuracy"].idxmax()
+        same(got["fit_ratio"], cost["fit_ratio"].mean())
+
+
+def same(a, b):
+    assert a == pytest.approx(b, rel=1e-12, abs=1e-12, nan_ok=True)
+
+
+def test_the_longest_task_comes_first(filled):
+    for key, seconds in ((A, 1.0), (B, None), (C, 3.0)):
+        filled.write("tasks", key, [{"kind": "answers", "duration_s": seconds}])
+    assert rows(filled, "SELECT key FROM slowest") == [(C,), (A,), (B,)]
+
+
+def test_columns_of_one_name_are_told_apart(filled):
+    answer = ask(filled, "SELECT 1 AS a, 2 AS a, 3 AS a_1, 4 AS a")
+    assert answer.column_names == ["a", "a_2", "a_1", "a_3"]
+    assert [column[0].as_py() for column in answer.columns] == [1, 2, 3, 4]
+
+
+def test_no_more_rows_than_wanted(filled):
+    assert len(ask(filled, "FROM scores", first=7)) == 7
+    assert len(ask(filled, "FROM range(1000000000000)", first=7)) == 7  # or it would never end
+    assert len(ask(filled, "FROM scores WHERE false", first=7)) == 0
+
+
+def test_an_answer_that_does_not_fit_is_refused():
+    with (
+        duckdb.connect(config={"memory_limit": "20MB"}) as small,
+        pytest.raises(ValueError, match="LIMIT"),
+    ):
+        _fetch(small, "FROM range(1000000000000)", None)
+
+
+def test_nothing_spills_to_disk(filled):
+    sql = "SELECT current_setting('temp_directory'), current_setting('enable_external_access')"
+    assert rows(filled, sql) == [("", False)]
+
+
+def test_ctrl_c_stops_an_endless_query(filled):
+    class Impatient(Tables):
+        """Sends Ctrl-C when DuckDB, and so the query, has begun."""
+
+        def view(self, view, experiment=None):
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().view(view, experiment)
+
+    endless = """SELECT count(*) FROM range(10000000) a, range(10000000) b,
+        (SELECT count(*) AS num FROM cells) WHERE hash(a.range * b.range + num) = 1"""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells may ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ask(Impatient(filled.root), endless)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert rows(filled, "SELECT count(*) FROM cells") == [(3,)]
+
+
+def test_two_lines_give_a_frame(filled):
+    frame = query(str(filled.root.parent), "SELECT label, auc FROM results ORDER BY label")
+    assert frame.to_dict("list") == {"label": ["raw", "same"], "auc": [0.1 + 0.2] * 2}
+
+
+def test_a_frame_warns_of_damage(filled):
+    part(filled, "results", A).write_bytes(b"rubbish")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert query(filled.root.parent, "FROM results").empty
+
+
+def test_a_folder_without_tables_is_no_store(tmp_path):
+    with pytest.raises(ValueError, match="sfumato run"):
+        query(tmp_path, "SELECT 1")
