@@ -1,5 +1,6 @@
 """A random forest as arrays."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,9 @@ def grown(
         # One tree at a time: all share nothing but the records, and scikit-learn keeps C numbers
         # for every node, which for a forest of many classes is gigabytes.
         forest = RandomForestClassifier(n_estimators=1, random_state=int(rng.integers(2**31)))
-        tree = forest.fit(x, y).estimators_[0].tree_
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+            tree = forest.fit(x, y).estimators_[0].tree_
         own = np.arange(tree.node_count, dtype=np.int32)
         leaf = tree.children_left < 0
         value = tree.value[:, 0, :] * leaf[:, None]

@@ -1,80 +1,18 @@
 """MemGuard's phase I: the noise in the logits that crosses a membership classifier's boundary."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-__all__ = ["Classifier", "noised"]
+from defenses._relu_net import Gradients, ReluNet
+
+__all__ = ["log_odds", "noised"]
 
 _LEAST = 1e-30  # of a score, before its logarithm is taken
 _UNDECIDED = 1e-5
 # Rows searched at once. Their activations stay in a core's cache, and a full batch's products run
 # at the processor's speed.
 _SLOTS = 128
-
-
-@dataclass(frozen=True, eq=False)
-class Classifier:
-    """A ReLU network on sorted scores, arranged for answering in float64.
-
-    In float32 a row's answer could hang on its batch: a search stops at the first step across the
-    boundary, and a rounding error can make it one step sooner.
-
-    Attributes:
-        weights: [in, out] of each layer.
-        backward: their transposes, contiguous.
-        biases: [out] of each layer.
-    """
-
-    weights: tuple[NDArray[np.float64], ...]
-    backward: tuple[NDArray[np.float64], ...]
-    biases: tuple[NDArray[np.float64], ...]
-
-    @classmethod
-    def of(cls, arrays: Mapping[str, NDArray[Any]]) -> "Classifier":
-        """From the arrays of a `torch.nn.Sequential` of linear layers and ReLUs."""
-        layers = sorted({int(name.split(".")[0]) for name in arrays})
-        back = [np.asarray(arrays[f"{i}.weight"]).astype(np.float64) for i in layers]
-        return cls(
-            weights=tuple(np.ascontiguousarray(w.T) for w in back),
-            backward=tuple(back),
-            biases=tuple(np.asarray(arrays[f"{i}.bias"]).astype(np.float64) for i in layers),
-        )
-
-    @property
-    def num_classes(self) -> int:
-        """C."""
-        return len(self.weights[0])
-
-    def log_odds(self, c_NC: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Log-odds [N] of "member" for confidences [N, C] in any order of their classes."""
-        return self.forward(np.sort(c_NC, axis=1))[0]
-
-    def forward(
-        self, sorted_NC: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
-        """Log-odds [N] for scores in ascending order, and the hidden activations."""
-        hidden, kept = sorted_NC, []
-        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            hidden = hidden @ weight
-            hidden += bias
-            np.maximum(hidden, 0, out=hidden)
-            kept.append(hidden)
-        return hidden @ self.weights[-1][:, 0] + self.biases[-1][0], kept
-
-    def gradient(
-        self, kept: list[NDArray[np.float64]], factor_N: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """factor times the gradient of the log-odds in the sorted scores, [N, C]."""
-        grad = factor_N[:, None] * self.backward[-1]
-        for weight, hidden in zip(self.backward[-2::-1], kept[::-1], strict=True):
-            grad *= hidden > 0
-            grad = grad @ weight
-        return grad
 
 
 class _Slots:
@@ -102,9 +40,14 @@ class _Slots:
                 setattr(self, name, np.delete(value, empty, axis=0))
 
 
+def log_odds(classifier: ReluNet, c_NC: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log-odds [N] of "member" for confidences [N, C]."""
+    return classifier.forward(np.sort(c_NC, axis=1))[0]
+
+
 def noised(
     c_NC: NDArray[np.float64],
-    classifier: Classifier,
+    classifier: ReluNet,
     *,
     label_weight: float,
     distortion_weight: float,
@@ -134,7 +77,7 @@ def noised(
     found_NC = c_NC.copy()
     label_N = c_NC.argmax(axis=1)
     z_NC = np.log(c_NC.clip(min=_LEAST))
-    before_N = classifier.log_odds(_softmax(z_NC))
+    before_N = log_odds(classifier, _softmax(z_NC))
     after_N = before_N.copy()
     waiting = np.flatnonzero(np.abs(expit(before_N) - 0.5) > _UNDECIDED)
     # The least tenfold of the last weight, rounding aside, is not tried.
@@ -146,6 +89,7 @@ def noised(
         return _Slots(rows, z_NC[rows], distortion_weight)
 
     at = take(_SLOTS)
+    gradients = Gradients(classifier, len(at))
     while len(at):
         label_B = label_N[at.row]
         v_BC = at.z + at.e
@@ -158,9 +102,9 @@ def noised(
         failed_B = ~success_B & (at.steps >= iterations)
         going_B = ~(success_B | failed_B)
 
-        sorted_grad = classifier.gradient(kept, np.sign(log_odds_B))
+        away_BC = np.sign(log_odds_B)[:, None] * gradients.at(kept)
         q_BC = np.empty_like(p_BC)
-        np.put_along_axis(q_BC, at.order, sorted_grad, axis=1)
+        np.put_along_axis(q_BC, at.order, away_BC, axis=1)
         q_BC += at.weight[:, None] * np.sign(p_BC - at.s)
         grad_BC = _through_softmax(p_BC, q_BC, label_B)
         _add_label_loss(grad_BC, v_BC, label_B, label_weight)
@@ -178,6 +122,8 @@ def noised(
         gone_B = failed_B | (at.weight > last)
         if gone_B.any():
             at.replace(gone_B, take(int(gone_B.sum())))
+            if len(at) < len(gradients):
+                gradients = Gradients(classifier, len(at))
     return found_NC, before_N, after_N
 
 

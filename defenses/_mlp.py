@@ -63,19 +63,10 @@ def relu_layers(*sizes: int) -> nn.Sequential:
 
 
 def initialised(make: Callable[[], _Net], seed: int) -> _Net:
-    """A network drawn on the CPU from this seed alone, with Keras's initial weights.
-
-    Both papers' code is in Keras. Its Glorot weights and zero biases are larger in the deeper
-    layers than PyTorch's own; under plain SGD those hardly start to learn in the epochs given.
-    """
+    """The network that `make` gives, its random weights drawn on the CPU from this seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = make()
-        for module in net.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-    return net
+        return make()
 
 
 def train_on_membership(

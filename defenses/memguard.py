@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from defenses._confidence import checked_distribution
-from defenses._memguard_search import Classifier, noised
+from defenses._memguard_search import log_odds, noised
 from defenses._mlp import (
     balanced_accuracy,
     initialised,
@@ -19,6 +19,7 @@ from defenses._mlp import (
     weights_of,
 )
 from defenses._prepared import once_per
+from defenses._relu_net import ReluNet
 from defenses.base import Defense, Noise, Setting
 
 __all__ = ["MemGuard"]
@@ -111,7 +112,7 @@ class MemGuard(Defense):
             ValueError: if a row is not a distribution over the classes fitted for.
         """
         classifier = _classifier(state)
-        c_NC = checked_distribution(confidence, classifier.num_classes)
+        c_NC = checked_distribution(confidence, classifier.num_inputs)
         released_NC = c_NC.copy()
         # Drawn before anything is decided: the next draw of this answer is the same either way.
         coin_N = noise.uniform((len(c_NC), 1))[:, 0]
@@ -137,7 +138,7 @@ class MemGuard(Defense):
         """How well the classifier tells members from R_val, as `classifier_accuracy` (balanced)."""
         classifier = _classifier(state)
         odds = [
-            classifier.log_odds(checked_distribution(setting.answer(x), classifier.num_classes))
+            log_odds(classifier, checked_distribution(setting.answer(x), setting.num_classes))
             for x in (setting.members.x, setting.reference.val.x)
         ]
         return {"classifier_accuracy": balanced_accuracy(*odds)}
@@ -166,7 +167,17 @@ def probability(
 
 
 def _network(num_classes: int) -> nn.Sequential:
-    return nn.Sequential(*relu_layers(num_classes, *_HIDDEN), nn.Linear(_HIDDEN[-1], 1))
+    """The classifier before training, with Keras's initial weights as in the public code.
+
+    They are larger in the deeper layers than PyTorch's, under which plain SGD of this rate hardly
+    starts to learn.
+    """
+    net = nn.Sequential(*relu_layers(num_classes, *_HIDDEN), nn.Linear(_HIDDEN[-1], 1))
+    for module in net:
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    return net
 
 
 def _sorted(setting: Setting, x: NDArray[Any]) -> Tensor:
@@ -174,6 +185,11 @@ def _sorted(setting: Setting, x: NDArray[Any]) -> Tensor:
     return torch.tensor(c_NC, dtype=torch.float32, device=setting.device)
 
 
-def _classifier(state: Mapping[str, NDArray[Any]]) -> Classifier:
+def _classifier(state: Mapping[str, NDArray[Any]]) -> ReluNet:
     arrays = {k.removeprefix(_PREFIX): np.asarray(v) for k, v in state.items()}
-    return once_per(arrays["0.weight"], "memguard", lambda: Classifier.of(arrays))
+    layers = sorted({int(name.split(".")[0]) for name in arrays})
+
+    def make() -> ReluNet:
+        return ReluNet.of([(arrays[f"{i}.weight"], arrays[f"{i}.bias"]) for i in layers])
+
+    return once_per(arrays["0.weight"], "memguard", make)

@@ -145,7 +145,8 @@ def mmd2(p_BC: Tensor, q_BC: Tensor) -> Tensor:
 
 
 def _kernel(a_NC: Tensor, b_MC: Tensor) -> Tensor:
-    # Of sigma 1 and scores up to 1 the products are accurate enough; differences need [N, M, C].
+    # By products, as differences need [N, M, C]; in double precision, as products cancel.
+    a_NC, b_MC = a_NC.double(), b_MC.double()
     square_NM = a_NC.square().sum(1)[:, None] + b_MC.square().sum(1)[None] - 2 * a_NC @ b_MC.T
     return (-square_NM.clamp(min=0) / 2).exp()
 

@@ -1,5 +1,6 @@
 """Model stacking: no model sees all members, and none is asked alone."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -101,7 +102,9 @@ class ModelStacking(Defense):
         self, features: NDArray[np.float64], y: NDArray[np.int64], num_classes: int
     ) -> _ARRAYS:
         regression = LogisticRegression(C=1 / self.penalty, max_iter=self.max_iterations)
-        regression.fit(features, y)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+            regression.fit(features, y)
         weight, bias = regression.coef_, regression.intercept_
         if len(weight) == 1:  # two classes: the log-odds of the second
             weight, bias = np.vstack([0 * weight, weight]), np.append(0.0, bias)
