@@ -216,6 +216,7 @@ class _Loop:
                 seconds = float(result["duration_s"])
                 try:
                     self.history.put(record(self.tasks[key], self.store))
+                    self.store.tables.remove("failures", key)  # of an earlier run
                 except (ArtifactDamaged, ArtifactMissing) as error:
                     return self._once_more(worker, key, str(error))
                 self.outcome.task_s += seconds

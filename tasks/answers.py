@@ -68,7 +68,9 @@ class Answers(Task):
         """The defenses of the chain: a training defense first, then outward."""
         trained = self.target.defense
         fitted = [s.source.defense for s in self.stages if isinstance(s.source, FitDefense)]
-        return (*([trained] if trained is not None else []), *fitted)
+        # One that trains and changes answers too (HAMP) is one defense, not two.
+        alone = [] if trained is None or trained in fitted[:1] else [trained]
+        return (*alone, *fitted)
 
     def columns(self) -> dict[str, Any]:
         """The columns of a table row that say which service it is about."""

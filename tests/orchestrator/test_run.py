@@ -139,6 +139,16 @@ def test_failed_task_blocks_only_its_branch(lab):
     assert list(failures["name"]) == ["nsh"]
 
 
+def test_a_failure_is_forgotten_once_its_task_succeeds(lab):
+    """The network was away, say: the same task, with the same key, succeeds later."""
+    outcome, _ = lab.run(attacks=["gap"], defenses=["none"])
+    key = next(cell.task.key for cell in outcome.plan.cells if cell.kind == "attack")
+    shutil.rmtree(lab.store.root / "artifacts" / key[:2] / key)
+    lab.store.tables.write("failures", key, [{"kind": "RunAttack", "error": "was away"}])
+    lab.run(attacks=["gap"], defenses=["none"])
+    assert lab.store.tables.frame("failures").empty
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("workers", [1, 2])
 def test_tables_are_equal_on_ray(undisturbed, lab, workers):
