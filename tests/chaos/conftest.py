@@ -112,9 +112,11 @@ class Driver:
             return self._parent.reap(self.pid)
         return self._parent.wait()
 
-    def kill(self) -> None:
+    def kill(self) -> int | None:
+        """Its exit code if it ended by itself a moment before, else None."""
         os.kill(self.pid, signal.SIGKILL)
-        assert self.wait(PATIENCE_S) == -signal.SIGKILL
+        code = self.wait(PATIENCE_S)
+        return None if code == -signal.SIGKILL else code
 
 
 @dataclass(frozen=True)
@@ -252,8 +254,7 @@ class Campaign:
             wanted, until = self._seen + num_lines, time.monotonic() + patience_s
             while (code := driver.wait(0.001)) is None and len(self.place.journal()) < wanted:
                 assert time.monotonic() < until, self.place.said()
-        if code is None:
-            driver.kill()
+        if code is None and (code := driver.kill()) is None:
             self.kills += 1
             self.phases[self._phase()] += 1
         self.look()
