@@ -126,7 +126,7 @@ def run(
         outcome = run_experiment(experiment, options, for_console(console))
         print_results(console, experiment, Store(root))
         _print_end(console, name, store, tracking_uri, outcome)
-        if outcome.stopped or outcome.failed:
+        if outcome.stopped or outcome.failed or outcome.missing:
             raise typer.Exit(FAILED)
 
 
@@ -193,6 +193,11 @@ def _print_end(
             task = outcome.plan.tasks[key]
             say(f"  {task.kind} {task.name}, {task.dataset} seed {task.seed}: {reason}")
         say("the same command tries them again")
+    elif outcome.missing and not outcome.stopped:
+        say(
+            f"{outcome.missing} cells lost what they need while this ran; the same command fills "
+            "them"
+        )
     at = "" if store == DEFAULT_STORE else f" --store {store}"
     console.print(f"results: {store}/tables (Parquet), {mlflow} (MLflow)", soft_wrap=True)
     hints = {

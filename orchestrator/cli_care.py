@@ -78,7 +78,8 @@ def gc(
         for name in forget or ():
             forget_experiment(Store(root), name)
             console.print(f"forgot the experiment {name}")
-        pieces, nbytes = collect(garbage, damaged=damaged)
+        # Once more: while the list was made and printed a run may have begun to use some of it.
+        pieces, nbytes = collect(survey(Store(root), data_dir), damaged=damaged)
         console.print(f"removed {pieces} pieces, {size(nbytes)}")
 
 

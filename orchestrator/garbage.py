@@ -87,7 +87,7 @@ def collect(garbage: Garbage, *, damaged: bool) -> tuple[int, int]:
     """Remove what can go; stopping at any moment leaves a sound store.
 
     Args:
-        garbage: what `survey` found.
+        garbage: what `survey` found a moment ago; a run that starts meanwhile may reuse it.
         damaged: also what was set aside.
 
     Returns:

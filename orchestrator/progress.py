@@ -63,7 +63,7 @@ class _Count:
         self.running.pop(worker, None)
         self.left[task.kind] -= 1
         like = (task.kind, task.name)
-        self.open[like] -= 1
+        self.open[like] = max(0, self.open[like] - 1)  # a task may have to run once more
         if seconds is None:
             self.failed += 1
             return

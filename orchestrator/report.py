@@ -234,7 +234,7 @@ def _print_gates(console: Console, gates: pd.DataFrame) -> None:
     of_class = gates[gates["gate"] == "class"]
     told.append(f"{'smallest ' if seeds > 1 else ''}class p {of_class['p'].min():.2g}")
     by_class = int(of_class["flagged"].sum())
-    verdict = "no leak in the protocol"
+    verdict = "no leak found in the protocol"
     if leaks:
         verdict = f"LEAK: membership is told by {', '.join(leaks)} seeds; their results are void"
     elif by_class:  # the level is 1 %, so this alone voids nothing

@@ -87,6 +87,7 @@ class Outcome:
         makespan_s: seconds from the first worker to the last event.
         task_s: seconds spent in tasks, summed over workers.
         workers: how many worked at once.
+        missing: cells that are neither filled nor failed, where the run ended as if all were.
         stopped: why the run stopped early, or None.
         warnings: what the person should know although the run went on.
     """
@@ -99,6 +100,7 @@ class Outcome:
     makespan_s: float = 0.0
     task_s: float = 0.0
     workers: int = 0
+    missing: int = 0
     stopped: str | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -119,11 +121,17 @@ def run(experiment: Experiment, options: Options, progress: Progress) -> Outcome
     """
     store = Store(options.store)
     plan = make_plan(experiment, options.data_dir)
+    unwritable: StoreUnwritable | None = None
+    try:
+        describe(plan, store)  # first: what is needed here `gc` leaves alone from now on
+    except StoreUnwritable as error:
+        unwritable = error
     prepared = compare(plan, store, repair=True)
     num_told = len(store.tables.problems)
     outcome = Outcome(plan, cached=len(prepared.done))
     try:
-        describe(plan, store)
+        if unwritable is not None:
+            raise unwritable
         store.drop_stale_drafts(older_than_s=_STALE_S)
         # Cells are written before and after: a killed driver leaves results that can be queried.
         store.tables.write_cells(experiment.name, cell_rows(plan, store, {}, {}))
@@ -142,9 +150,9 @@ def run(experiment: Experiment, options: Options, progress: Progress) -> Outcome
     finally:
         progress.end()
         try:
-            store.tables.write_cells(
-                experiment.name, cell_rows(plan, store, outcome.failed, outcome.blocked)
-            )
+            rows = cell_rows(plan, store, outcome.failed, outcome.blocked)
+            outcome.missing = sum(row["status"] == "waiting" for row in rows)
+            store.tables.write_cells(experiment.name, rows)
         except StoreUnwritable as error:
             outcome.stopped = outcome.stopped or str(error)
         outcome.warnings += history.close()

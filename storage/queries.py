@@ -210,8 +210,13 @@ def _answer(tables: Tables, sql: str, first: int | None) -> Any:
         try:
             return answer.result()
         finally:
-            while wait([answer], timeout=0 if answer.done() else 0.05).not_done:
-                connection.interrupt()
+            # Another signal must not leave this loop: the pool would wait for the thread for good.
+            while not answer.done():
+                try:
+                    wait([answer], timeout=0.05)
+                    connection.interrupt()
+                except KeyboardInterrupt:
+                    continue
 
 
 def _fetch(connection: Any, sql: str, first: int | None) -> Any:

@@ -48,6 +48,9 @@ _JOINED = {
     "gates": {name: name for name in ("experiment", "status")},
 }
 
+# Which view shows what fills a cell of each kind.
+_FILLS = {"attack": "results", "utility": "utility", "worst": "worst", "check": "gates"}
+
 
 class _PartDamagedError(ValueError):
     pass
@@ -139,7 +142,24 @@ class Tables:
             held = {path.name for path in self.parts(view)}
             wanted = [key for key in wanted if f"part-{key}.parquet" in held]
         rows = self._read(view, [self._part(view, key) for key in wanted])
-        return rows if view == "scores" else _join(cells, rows, _JOINED[view])
+        if view == "scores":
+            return rows
+        self._report_missing(view, cells, set(rows["task_key"].to_pylist()))
+        return _join(cells, rows, _JOINED[view])
+
+    def _report_missing(self, view: str, cells: Any, held: set[str]) -> None:
+        """Say that finished cells lack their rows: a mean over the others is another mean."""
+        columns = (cells[name].to_pylist() for name in ("kind", "status", "task_key"))
+        done = {
+            k
+            for kind, status, k in zip(*columns, strict=True)
+            if _FILLS.get(kind) == view and status == "done"
+        }
+        if missing := len(done - held):
+            self.problems.append(
+                f"{view} lacks the rows of {missing} finished cells; `sfumato run` of their "
+                "experiments writes them again"
+            )
 
     def parts(self, table: str) -> list[Path]:
         """The parts of a table, whether sound or not."""

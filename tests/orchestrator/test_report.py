@@ -95,7 +95,7 @@ def test_an_honest_protocol_is_said_to_be_one(undisturbed):
     assert not gates["flagged"].any()
     assert f"row order {gates.loc['row_order', 'value']:.3f}" in line
     assert f"inputs alone {gates.loc['inputs', 'value']:.3f}" in line
-    assert line.endswith("no leak in the protocol")
+    assert line.endswith("no leak found in the protocol")
 
 
 def test_a_leak_voids_the_results(own):

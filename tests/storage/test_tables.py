@@ -408,3 +408,17 @@ def test_a_full_and_a_read_only_disk_are_told(tmp_path):
         assert "could not be set aside (Read-only file system)" in tables.problems[0]
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_a_finished_cell_without_its_row_is_told(tmp_path):
+    """A mean over the rows that are left is another number."""
+    tables = Tables(tmp_path)
+    key = "ab" * 32
+    tables.write("results", key, [{"dataset": "d", "seed": 0, "auc": 0.7}])
+    cell = {"label": "none", "kind": "attack", "task_key": key, "status": "done"}
+    tables.write_cells("one", [cell])
+    assert len(tables.frame("results")) == 1
+    assert tables.problems == []
+    (tmp_path / "results" / f"part-{key}.parquet").unlink()
+    assert tables.frame("results").empty
+    assert "results lacks the rows of 1 finished cells" in tables.problems[0]
