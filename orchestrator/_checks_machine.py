@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
@@ -187,7 +188,10 @@ def _ray(place: Place) -> Iterator[Finding]:
     try:
         seconds = probe(_START_RAY, _RAY_S)["seconds"]
     except RuntimeError as error:
-        remedy = "`--inline` runs without Ray; logs are in /tmp/ray/session_latest/logs"
+        logs = Path(
+            os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray/session_latest/logs"
+        )
+        remedy = f"`--inline` runs without Ray; logs are in {logs}"
         yield Finding("Ray", "FAIL", f"{version} does not start here: {error}", remedy)
         return
     found = f"{version}, a worker was ready after {seconds:.1f} s"

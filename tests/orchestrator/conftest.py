@@ -1,6 +1,10 @@
 """Small experiments: one with every kind of task, and a tiny one to be misused by command."""
 
+import ctypes
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -237,3 +241,33 @@ def finished(tmp_path_factory):
 def done(finished, tmp_path):
     shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
     return Place(tmp_path)
+
+
+class _Of(ctypes.Structure):
+    _fields_ = [("version", ctypes.c_uint32), ("thread", ctypes.c_int)]
+
+
+@contextmanager
+def _without_override() -> Iterator[None]:
+    """Root may read and write what is forbidden, so this thread gives that up for a while."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if os.geteuid() != 0:
+        yield
+        return
+    of = _Of(0x20080522, 0)
+    # Twice (effective, permitted, inheritable): bits 0-31, bits 32-63.
+    before, less = (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()
+    assert libc.capget(ctypes.byref(of), before) == 0
+    less[:] = before[:]
+    less[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(ctypes.byref(of), less) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(ctypes.byref(of), before) == 0
+
+
+@pytest.fixture
+def permissions_that_count():
+    """`with permissions_that_count():` file permissions hold, whoever runs the tests."""
+    return _without_override

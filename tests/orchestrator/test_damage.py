@@ -1,6 +1,5 @@
 """Every file of a finished store damaged in every way: said, set aside, made again, never used."""
 
-import ctypes
 import json
 import os
 import shutil
@@ -152,30 +151,6 @@ WAYS: tuple[Callable[[Path], None], ...] = (
 )
 
 
-class _Of(ctypes.Structure):
-    _fields_ = [("version", ctypes.c_uint32), ("thread", ctypes.c_int)]
-
-
-@contextmanager
-def permissions_that_count() -> Iterator[None]:
-    """Root may read what is forbidden, so this thread gives that right up for a while."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if os.geteuid() != 0:
-        yield
-        return
-    of = _Of(0x20080522, 0)
-    # Twice (effective, permitted, inheritable): bits 0-31, bits 32-63.
-    before, less = (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()
-    assert libc.capget(ctypes.byref(of), before) == 0
-    less[:] = before[:]
-    less[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-    assert libc.capset(ctypes.byref(of), less) == 0
-    try:
-        yield
-    finally:
-        assert libc.capset(ctypes.byref(of), before) == 0
-
-
 _opened: set[str] | None = None
 
 
@@ -268,7 +243,12 @@ def some(cases: list[Any], every: int) -> list[Any]:
 # 11 shares no factor with the number of ways, so that every way and every kind has its turn.
 @pytest.mark.parametrize(("kind", "file", "way"), some(ARTIFACTS, every=11))
 def test_a_damaged_artifact(
-    finished: tuple[Lab, Plan], copy: Lab, kind: str, file: str, way: Callable[[Path], None]
+    finished: tuple[Lab, Plan],
+    copy: Lab,
+    kind: str,
+    file: str,
+    way: Callable[[Path], None],
+    permissions_that_count: Any,
 ) -> None:
     before, plan = finished
     key = key_of(plan, kind)
@@ -294,7 +274,11 @@ def test_a_damaged_artifact(
 
 @pytest.mark.parametrize(("table", "way"), some(TABLES, every=4))
 def test_a_damaged_part(
-    finished: tuple[Lab, Plan], copy: Lab, table: str, way: Callable[[Path], None]
+    finished: tuple[Lab, Plan],
+    copy: Lab,
+    table: str,
+    way: Callable[[Path], None],
+    permissions_that_count: Any,
 ) -> None:
     before, _ = finished
     part = min((copy.store / "tables" / table).glob("part-*.parquet"))
@@ -314,7 +298,7 @@ def test_a_damaged_part(
 
 @pytest.mark.parametrize("way", WAYS)
 def test_damaged_cells_are_written_anew(
-    finished: tuple[Lab, Plan], copy: Lab, way: Callable[[Path], None]
+    finished: tuple[Lab, Plan], copy: Lab, way: Callable[[Path], None], permissions_that_count: Any
 ) -> None:
     before, _ = finished
     way(copy.store / "tables" / "cells" / "small.parquet")
@@ -353,7 +337,7 @@ def test_several_things_at_once(finished: tuple[Lab, Plan], copy: Lab) -> None:
 
 
 def test_an_artifact_that_can_neither_be_read_nor_moved_ends_in_one_clear_error(
-    finished: tuple[Lab, Plan], copy: Lab
+    finished: tuple[Lab, Plan], copy: Lab, permissions_that_count: Any
 ) -> None:
     _, plan = finished
     key = key_of(plan, "Answers")
