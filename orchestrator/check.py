@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from attacks.base import Attack
 from attacks.base import Planning as PlanningAttack
 from defenses.base import Defense
+from orchestrator._problem import nearest
 from orchestrator._wording import field_problem, kind_problems, problem_of
 from orchestrator.config import (
     MOST_POINTS,
@@ -23,6 +24,7 @@ from orchestrator.config import (
     Preset,
     TargetEntry,
     attack_label,
+    called,
     chain_label,
     grid_points,
     point_label,
@@ -299,7 +301,11 @@ def _defenses(parts: _Parts, known: Sequence[tuple[str, int]]) -> Iterator[Probl
 
 def _attacks(parts: _Parts) -> Iterator[Problem]:
     labels: list[tuple[str, str]] = []
+    names = {name for parsed in parts.chains for name in called([e for _, e in parsed.stages])}
     for path, entry in parts.attacks:
+        for name in set(entry.against or []) - names:
+            message = f"'{name}' is no defense of this experiment{nearest(name, sorted(names))}"
+            yield Problem(f"{path}.against", message)
         cls = yield from _attack(entry.name, path)
         if cls is not None:
             preset = dict(cls.PRESETS.get(entry.preset or parts.preset, {}))

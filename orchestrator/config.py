@@ -208,13 +208,16 @@ class AttackEntry(_Entry):
     preset: Preset | None = None
     adaptive: bool = Field(False, strict=True)
     fit_on: Literal["defended", "clean"] = "defended"
+    against: Annotated[list[Label], Field(min_length=1)] | None = Field(
+        None, description="only these defenses, by name or label; default: all"
+    )
     grid: dict[str, Values] = {}
     params: dict[str, Any] = {}
 
     @model_validator(mode="before")
     @classmethod
     def _gather(cls, value: Any) -> Any:
-        own = ("name", "label", "preset", "adaptive", "fit_on", "grid")
+        own = ("name", "label", "preset", "adaptive", "fit_on", "against", "grid")
         return _gathered(value, own, "params")
 
 
@@ -285,6 +288,11 @@ def point_label(entry: DefenseEntry | AttackEntry, values: Mapping[str, Any]) ->
 def chain_label(chain: Sequence[DefenseEntry]) -> str:
     """What an experiment calls a defense or a chain of them."""
     return "+".join(entry.label or entry.name for entry in chain)
+
+
+def called(chain: Sequence[DefenseEntry]) -> set[str]:
+    """Every name by which `against` may mean a chain: its label, and the names in it."""
+    return {chain_label(chain), *(entry.name for entry in chain)}
 
 
 def attack_label(entry: AttackEntry) -> str:

@@ -18,6 +18,7 @@ from orchestrator.config import (
     DefenseEntry,
     Experiment,
     attack_label,
+    called,
     chain_label,
     grid_points,
     point_label,
@@ -133,8 +134,8 @@ def _case(
 
 def _chains(
     experiment: Experiment, dataset: str, num_classes: int
-) -> Iterator[tuple[str, str, list[_Stage]]]:
-    """Every defense of the experiment as (label, preset, stages), grids spanned."""
+) -> Iterator[tuple[str, str, list[_Stage], set[str]]]:
+    """Every defense as (label, preset, stages, names for `against`), grids spanned."""
     for chain in experiment.defenses:
         label, preset = chain_label(chain), chain[-1].preset or experiment.preset
         resolved: list[list[tuple[str, _Stage]]] = [[]]
@@ -143,7 +144,7 @@ def _chains(
             resolved = [[*before, option] for before in resolved for option in options]
         for stages in resolved:
             suffix = "".join(point for point, _ in stages)
-            yield label + suffix, preset, [stage for _, stage in stages]
+            yield label + suffix, preset, [stage for _, stage in stages], called(chain)
 
 
 def _stages(
@@ -175,13 +176,13 @@ def _cells(
     experiment: Experiment,
     entry: DatasetEntry,
     case: _Case,
-    chains: Sequence[tuple[str, str, list[_Stage]]],
+    chains: Sequence[tuple[str, str, list[_Stage], set[str]]],
     listed: Sequence[tuple[str, AttackEntry, Any]],
 ) -> Iterator[Cell]:
     baseline = _deploy(case, [])
     checks = CheckSplit(seed=case.seed, split=case.split, judge=entry.judge)
     yield Cell("check", entry.name, case.seed, "", "", "", experiment.preset, checks)
-    for label, preset, stages in chains:
+    for label, preset, stages, names in chains:
         answers = _deploy(case, stages)
         about = {
             "dataset": entry.name,
@@ -193,6 +194,8 @@ def _cells(
         utility = MeasureUtility(seed=case.seed, answers=answers, baseline=baseline)
         yield Cell(kind="utility", attack="", task=utility, **about)
         for name, attack, plugin in listed:
+            if attack.against is not None and names.isdisjoint(attack.against):
+                continue
             if attack.adaptive and not answers.defenses:
                 continue  # an own copy of no defense is the same attack again
             task = RunAttack(
