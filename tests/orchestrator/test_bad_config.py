@@ -185,6 +185,7 @@ def test_an_experiment_that_is_not_there_as_a_process_of_its_own(place: Any) -> 
         ),
         # what does not go together
         ({"defenses": [["prototype", "l2"]]}, ["defenses[0][1]", "'l2'", "first"]),
+        (attack(against=["nnoe"]), ["attacks[0].against", "'nnoe'", "did you mean 'none'?"]),
         ({"attacks": [{"name": "gap", "adaptive": True}]}, ["attacks[0].adaptive", "no adaptive"]),
         (dataset(judge="untrained"), ["datasets[0].split", "split.untrained", "10 or more"]),
     ],

@@ -193,6 +193,17 @@ def test_a_grid_spans_a_product_and_labels_each_point(plan: Any) -> None:
     assert len({cell.task.key for cell in cells}) == 8
 
 
+def test_an_attack_against_some_defenses_meets_only_those(plan: Any) -> None:
+    chain = [{"name": "l2"}, {"name": "onehot"}]
+    planned = plan(
+        defenses=["none", {"name": "rounding", "label": "two digits"}, "onehot", chain],
+        attacks=["gap", {"name": "nsh", "against": ["onehot", "two digits"]}],
+    )
+    met = {cell.label for cell in attack_cells(planned) if cell.attack == "nsh"}
+    assert met == {"two digits", "onehot", "l2+onehot"}
+    assert len(attack_cells(planned)) == 4 + 3
+
+
 def test_a_chain_trains_with_its_first_and_fits_each_stage_on_the_one_before(plan: Any) -> None:
     made = plan(defenses=["l2", ["l2", "purifier"], ["l2", "purifier", "onehot"]])
     by_label = {cell.label: cell.task.answers for cell in attack_cells(made)}
