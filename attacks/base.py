@@ -209,6 +209,15 @@ class Attack(BaseModel):
     CONTAINS_GAP: ClassVar[bool] = False
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
+    def fault(self, shape: tuple[int, ...], *, adaptive: bool) -> str:
+        """Why it cannot work, asked before anything runs; empty if nothing is known against it.
+
+        Args:
+            shape: of one record.
+            adaptive: whether the attacker builds its own copies of the deployed defense.
+        """
+        return ""
+
     def score(
         self,
         query: Classifier,

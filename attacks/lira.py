@@ -63,6 +63,34 @@ class Lira(Attack):
     shift: int = Field(1, ge=1, description="pixels a version is moved by")
     clip: float = Field(1e-12, gt=0, lt=0.5, description="smallest p, and sum of the other p")
 
+    def fault(self, shape: tuple[int, ...], *, adaptive: bool) -> str:
+        """Records that are no images, or too few shadow models.
+
+        With own copies of the defense every other OUT model of a record has it as reference data,
+        so that it is OUT of a quarter of the models, rounded down. Two are needed for a deviation:
+        of each record, or of some records where it is pooled. Without them half are IN, half OUT.
+        """
+        if self.num_queries > 1 and len(shape) != 3:
+            return (
+                f"num_queries is {self.num_queries}, but records have shape {list(shape)}; only "
+                "images [channels, height, width] can be mirrored and moved: use 1"
+            )
+        least = 6 if self._pools_variance else 8
+        if adaptive and self.num_shadows < least:
+            which = "one deviation for all records" if least == 6 else "a deviation of its own"
+            return (
+                f"num_shadows is {self.num_shadows}; with adaptive, half of the models a record is "
+                f"OUT of have it as reference data of their defense, and {which} takes two that "
+                f"do not: use {least} or more"
+            )
+        return ""
+
+    @property
+    def _pools_variance(self) -> bool:
+        if self.global_variance is None:
+            return self.num_shadows < _OWN_VARIANCE_FROM
+        return self.global_variance
+
     def trainings(self, outline: Outline, *, seed: int) -> tuple[Any, ...]:
         """The shadow models, with their own copies of the defense if `outline.adaptive`."""
         return outline.shadows(self.num_shadows, defended=outline.adaptive)
@@ -103,9 +131,6 @@ class Lira(Attack):
                 f"lira got {known.shadows.num_shadows} shadow models in known.shadows; it asked "
                 f"for num_shadows = {self.num_shadows}"
             )
-        pool_variance = self.global_variance
-        if pool_variance is None:
-            pool_variance = self.num_shadows < _OWN_VARIANCE_FROM
         target_phi_NQ = np.stack(
             [
                 logit_confidence(query(self._version(x, q)), y, clip=self.clip)
@@ -117,8 +142,8 @@ class Lira(Attack):
             target_phi_NQ,
             *self._signals(known, x, y),
             mode=self.mode,
-            global_variance=pool_variance,
-            pool=self._signals(known, *known.x_of(known.rows)) if pool_variance else None,
+            global_variance=self._pools_variance,
+            pool=self._signals(known, *known.x_of(known.rows)) if self._pools_variance else None,
         )
 
     def _signals(

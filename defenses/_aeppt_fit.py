@@ -19,6 +19,7 @@ _MIN_BATCH, _STEPS_PER_EPOCH = 16, 20
 _MOST_JUDGED = 1000
 _TOLERANCE = 0.01
 _BISECTIONS = 5
+_NO_DEVIATION = 1e-9  # of answers that are all the same, but for rounding
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,26 @@ def trained(
 ) -> TwoBranch:
     """A membership classifier; its epoch is the best on `judged_on`. Members come first.
 
-    Source: AEPPT sections 4.3 and 5.2. Optimiser and batches are not given there.
+    It learns from standardised confidences: beside a one-hot label, scores that differ in the
+    third decimal, as those of a target with a Tanh after its last layer do, are next to nothing
+    for a fresh net. What is given back reads confidences as they are.
+
+    Source: AEPPT sections 4.3 and 5.2. Optimiser, batches and the scale of the inputs are not
+        given there.
     """
     first, second = (int(s) for s in np.random.default_rng(seed).integers(2**63, size=2))
     num_classes = fit_on[0].c_NC.shape[1]
     net = initialised(lambda: TwoBranch(num_classes, *widths), first).to(recipe.device)
-    members, others = (answers.tensors(recipe.device) for answers in fit_on)
-    held_out, outsiders = (answers.tensors(recipe.device) for answers in judged_on)
+    scores = np.concatenate([answers.c_NC for answers in fit_on])
+    mean, deviation = float(scores.mean()), float(scores.std())
+    deviation = deviation if deviation > _NO_DEVIATION else 1.0
+
+    def standardised(answers: Answers) -> list[Tensor]:
+        moved = Answers((answers.c_NC - mean) / deviation, answers.label_N)
+        return moved.tensors(recipe.device)
+
+    members, others = (standardised(answers) for answers in fit_on)
+    held_out, outsiders = (standardised(answers) for answers in judged_on)
     # A few steps an epoch on small sets would leave the net where it began.
     most = max(_MIN_BATCH, (len(fit_on[0]) + len(fit_on[1])) // _STEPS_PER_EPOCH)
     train_on_membership(
@@ -84,6 +98,9 @@ def trained(
         batch_size=min(recipe.batch_size, most),
         seed=second,
     )
+    weights = net.state_dict()  # shares the parameters' memory
+    weights["prediction.0.weight"] /= deviation
+    weights["prediction.0.bias"] -= mean * weights["prediction.0.weight"].sum(dim=1)
     return net
 
 

@@ -14,7 +14,7 @@ def checked(confidence: NDArray[Any], num_classes: int) -> NDArray[np.float64]:
     """The confidences as float64 [N, C], which may be the caller's own array.
 
     Raises:
-        ValueError: if they are not [N, C] or a value is NaN or infinite.
+        ValueError: if they are not [N, C] or a value is NaN, infinite or negative.
     """
     c_NC = np.asarray(confidence, dtype=np.float64)
     if c_NC.ndim != 2 or c_NC.shape[1] != num_classes:
@@ -23,6 +23,7 @@ def checked(confidence: NDArray[Any], num_classes: int) -> NDArray[np.float64]:
             f"[N, {num_classes}]; ask the model it was fitted around"
         )
     _refuse(~np.isfinite(c_NC), c_NC, "the model's scores must be finite")
+    _refuse(c_NC < 0, c_NC, "give the model's softmax, not its logits")
     return c_NC
 
 
@@ -30,10 +31,9 @@ def checked_distribution(confidence: NDArray[Any], num_classes: int) -> NDArray[
     """As `checked`, for a defense whose algorithm needs rows that are distributions.
 
     Raises:
-        ValueError: also if a value is negative or a row's sum is more than 1e-6 from 1.
+        ValueError: also if a row's sum is more than 1e-6 from 1.
     """
     c_NC = checked(confidence, num_classes)
-    _refuse(c_NC < 0, c_NC, "give the model's softmax, not its logits")
     sum_N = c_NC.sum(axis=1)
     off = np.abs(sum_N - 1) > _SUM_TOLERANCE
     if off.any():

@@ -225,7 +225,7 @@ def _folded(layers: nn.Sequential) -> list[_Layer]:
     """The linear layers of a network in order, each with the batch normalisation behind it."""
     found: list[_Layer] = []
     weight, bias = torch.empty(0), torch.empty(0)
-    modules = [*layers, nn.Linear(1, 1)]
+    modules = [*layers, nn.Identity()]
     for module, following in itertools.pairwise(modules):
         if not isinstance(module, nn.Linear):
             continue

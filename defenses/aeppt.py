@@ -35,13 +35,15 @@ class Aeppt(Defense):
     `guard` keeps them.
 
     The published substitute learns from the members and from the very non-members an evaluation
-    judges. A defender has no way to those here: in every preset, "paper" too, the reference
-    records stand for them (the fitting part; the validation part stays an outsider).
+    judges. Here the reference records stand for those in every preset, "paper" too (the fitting
+    part; the validation part stays an outsider). An experiment that gives it `reference:
+    nonmembers` has it as published, and its results flagged leaky.
 
-    Source: AEPPT sections 4.3, 4.4 (algorithm 1) and 5.2. The optimiser and its batches are ours.
+    Source: AEPPT sections 4.3, 4.4 (algorithm 1) and 5.2. The optimiser, its batches
+        and the scale of the substitute's inputs are ours.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     NOISE: ClassVar[Mapping[str, str]] = {
         "paper": "fresh",
         "sound": "per_input",

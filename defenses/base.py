@@ -55,10 +55,21 @@ class Records:
 
 @dataclass(frozen=True, eq=False)
 class Reference(Records):
-    """D2, divided once: `fit` (80 %) to fit on, `val` (20 %) to select and stop on."""
+    """D2, divided once: `fit` (80 %) to fit on, `val` (20 %) to select and stop on.
+
+    An experiment may put other records in its place, such as the members or noise, on which the
+    model does not do as it does on records it never saw. `unseen` is D2 then, else None: whoever
+    asks how well the model generalises reads `of_unseen`.
+    """
 
     fit: Records
     val: Records
+    unseen: "Reference | None" = None
+
+    @property
+    def of_unseen(self) -> "Reference":
+        """Records like the members that never trained the model."""
+        return self if self.unseen is None else self.unseen
 
 
 class Trained(Protocol):
@@ -74,7 +85,10 @@ class Trained(Protocol):
 
 
 class Outline(Protocol):
-    """What is known while planning: row numbers, labels and sizes, never an answer."""
+    """What is known while planning: row numbers, labels and sizes, never an answer.
+
+    `reference_rows` are D2 even where the defense is given other records in its place.
+    """
 
     @property
     def member_rows(self) -> NDArray[np.int64]: ...
@@ -138,7 +152,7 @@ class Setting(Protocol):
 
     Attributes:
         members: D1, the records the model was trained on.
-        reference: D2, records that never trained it.
+        reference: D2, records that never trained it, or what the experiment says instead.
         num_classes: C.
         answer: confidences float64 [N, C] of the model being defended (of the previous stage in a
             chain), for any x [N, ...].
@@ -194,12 +208,15 @@ class Defense(BaseModel):
     Class variables:
         VERSION: bump when the same fields would give other answers.
         NOISE: the default noise policy by preset name, empty if the defense draws nothing.
+        FLAGS: flags of every result about the defense, whatever its fields; results that are
+            kept hold those of their VERSION.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     VERSION: ClassVar[int]
     NOISE: ClassVar[Mapping[str, str]] = {}
+    FLAGS: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def preset(cls, name: str, dataset: str, num_classes: int) -> dict[str, Any]:
@@ -244,7 +261,10 @@ class Diagnosing(Protocol):
     def diagnose(
         self, setting: Setting, state: Mapping[str, NDArray[Any]], *, seed: int
     ) -> dict[str, float]:
-        """Scalar facts about a fitted state, kept with it and shown as columns where named so."""
+        """Scalar facts about a fitted state, kept with it and shown as columns where named so.
+
+        Of a defense that only trains, `state` is the weights.
+        """
         ...
 
 

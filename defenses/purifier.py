@@ -49,7 +49,11 @@ class Purifier(Defense):
     the released labels are no better on members than on others.
 
     With both, the reformer is trained by a reformer-only Purifier of its own, which every
-    swapper setting shares.
+    swapper setting shares. An experiment may have the reformer learn from other records than D2
+    (`reference:`); how many members to swap, and within which radius, is told from D2 all the same.
+
+    Stored members are known again by the confidence itself, as in the draft; older public code
+    compares latent means.
 
     Source: PURIFIER sections 4.2 and 4.3, equations 1 and 2, algorithms 1 and 2.
     """
@@ -198,12 +202,13 @@ class Purifier(Defense):
 
     def _fit_swapper(self, setting: Setting, seed: int) -> dict[str, NDArray[Any]]:
         c_NC = self._answers(setting, setting.members.x)
-        reference_NC = self._answers(setting, setting.reference.x)
+        unseen = setting.reference.of_unseen
+        reference_NC = self._answers(setting, unseen.x)
         correct_N = c_NC.argmax(axis=1) == setting.members.y
         train_accuracy = float(correct_N.mean())
         # All of D2, not R_val: the error of a few hundred records would be points. D2 never
         # trained the model, so nothing leaks.
-        test_accuracy = float(np.mean(reference_NC.argmax(axis=1) == setting.reference.y))
+        test_accuracy = float(np.mean(reference_NC.argmax(axis=1) == unseen.y))
         rate = swap_rate(train_accuracy, test_accuracy)
         # Positions are drawn at random: public code marks the first rows in storage order, which
         # tells membership of the swap set to whoever knows that order.
@@ -228,7 +233,7 @@ class Purifier(Defense):
             again_NC = np.empty_like(c_NC)
             for rows in np.array_split(order_N, max(1, len(order_N) // 97)):
                 again_NC[rows] = self._answers(setting, setting.members.x[rows])
-            val_NC = self._answers(setting, setting.reference.val.x)
+            val_NC = self._answers(setting, unseen.val.x)
             radius = calibrated_radius(c_NC, again_NC, val_NC, member)
         return state | {"swap.radius": np.array(radius)}
 
@@ -275,7 +280,7 @@ class Purifier(Defense):
             (`swap_rate_outside`) that match; `swap_radius`; `swap_accepted`, 1 if at most 0.5 % of
             R_val match and the members' share is within 0.01 of that stored; `extra_bytes` to keep.
         """
-        val_NC = self._answers(setting, setting.reference.val.x)
+        val_NC = self._answers(setting, setting.reference.of_unseen.val.x)
         found: dict[str, float] = {"extra_bytes": 0.0}
         if self.reformer:
             draws = int(_stream(seed, "diagnose").integers(2**63))

@@ -47,8 +47,8 @@ class Rounding(Defense):
         """Rounded confidences [N, C], whose rows sum to 1 only with `renormalise`.
 
         Raises:
-            ValueError: if the confidences are not finite [N, C]; with `renormalise`, also if a row
-                is not a distribution.
+            ValueError: if the confidences are not finite [N, C] or one is negative; with
+                `renormalise`, also if a row is not a distribution.
         """
         num_classes = int(state["num_classes"])
         check = checked_distribution if self.renormalise else checked

@@ -8,13 +8,18 @@ __main__.py  the same, as python -m orchestrator
 source.py    an experiment file as text: lines, keys given twice, settings changed from outside
 config.py    what an experiment file may say
 check.py     load an experiment file, checked against what there is, all problems at once
+references.py   the `reference:` of a defense: what it means, and whether it can be had
 plan.py      an experiment as tasks, deduplicated by key
+defended.py  a classifier behind its defenses as tasks: target, shadow, own copy
+attacker.py  what an attacker plans with: models, shadows and copies of its own
+forms.py     the forms an experiment was run in, kept until they are forgotten
 resume.py    a plan beside what the store has of it
 state.py     the scheduler: events in, instructions out
 run.py       the loop that obeys the scheduler and records what it is told
 history.py   what a run sends to MLflow, what waits to be sent, and all of it anew
 past.py      the run history as a table, CSV or JSON
 progress.py  what the person sees meanwhile
+flags.py     what the flags of results mean, and their marks
 report.py    results as tables in the terminal
 overview.py  what would run, and how far it is, as tables in the terminal
 answer.py    the answer to a query as a table in the terminal

@@ -18,9 +18,12 @@ _LITTLE_DISK, _NO_DISK = 2 * GIB, GIB // 10
 _DRAFT_AGE_S = 86_400.0
 _AGAIN = "`sfumato run` of the experiment that needs it computes it again"
 _EVERY = 200
+_RUNS = "SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'"  # not those deleted
 
 
 def _writable(place: Place) -> Iterator[Finding]:
+    from storage.census import is_store
+
     store = place.store
     if not store.exists():
         parent = next(folder for folder in store.parents if folder.exists())
@@ -40,7 +43,13 @@ def _writable(place: Place) -> Iterator[Finding]:
         remedy = "permit writing there, or name another with --store; reading still works"
         yield Finding("store", "FAIL", found, remedy)
         return
-    yield Finding("store", "ok", f"{store}, writable")
+    if is_store(store):
+        yield Finding("store", "ok", f"{store}, writable")
+    elif any(store.iterdir()):
+        found = f"{store} is no store: it holds other things, and nothing of a store"
+        yield Finding("store", "FAIL", found, "name the store with --store; a run would begin one")
+    else:
+        yield Finding("store", "note", f"{store} is empty", "the first run makes a store of it")
 
 
 def _disk(place: Place) -> Iterator[Finding]:
@@ -72,9 +81,9 @@ def _filesystem(folder: Path) -> str:
 def _artifacts(place: Place) -> Iterator[Finding]:
     """Every artifact by names and sizes; `deep`, by checksums too, setting aside the damaged."""
     from storage.artifacts import ArtifactDamaged, Artifacts
-    from storage.census import pieces
+    from storage.census import is_store, pieces
 
-    if not place.store.is_dir():
+    if not is_store(place.store):
         return
     artifacts = Artifacts(place.store / "artifacts")
     held = list(pieces(place.store, _DRAFT_AGE_S))
@@ -139,14 +148,16 @@ def _tables(place: Place) -> Iterator[Finding]:
 
 
 def _history(place: Place) -> Iterator[Finding]:
+    from storage.census import is_store
+
     database = place.store / "mlflow.db"
     if not database.exists():
-        if place.store.is_dir():
+        if is_store(place.store):
             yield Finding("MLflow", "ok", "no mlflow.db yet; the first run makes it")
         return
     try:
         with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
-            (runs,) = connection.execute("SELECT count(*) FROM runs").fetchone()
+            (runs,) = connection.execute(_RUNS).fetchone()
             check = connection.execute("PRAGMA quick_check").fetchone() if place.deep else ("ok",)
         if check[0] != "ok":
             raise sqlite3.DatabaseError(check[0])

@@ -1,13 +1,20 @@
 """What every command shares: its options, its console, its errors and exit codes."""
 
+import inspect
 import os
 import re
+import select
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from urllib.parse import urlsplit
 
 import typer
+
+from orchestrator._problem import readable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,17 +22,22 @@ if TYPE_CHECKING:
     from orchestrator.config import Experiment
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+NOT_READ = 141  # as of a process that the signal SIGPIPE ended
 
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="A packaged experiment, or the path of a YAML file.")
 ]
 StoreOption = Annotated[
-    Path, typer.Option("--store", help="Folder that keeps everything that was computed.")
+    Path,
+    typer.Option("--store", metavar="DIR", help="Folder that keeps everything that was computed."),
 ]
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        "--data-dir", envvar="SFUMATO_DATA", help="Folder with dataset files (Parquet, npz)."
+        "--data-dir",
+        metavar="DIR",
+        envvar="SFUMATO_DATA",
+        help="Folder with dataset files (Parquet, npz).",
     ),
 ]
 Set = Annotated[
@@ -36,30 +48,102 @@ Set = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
 
+TrackingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri", metavar="URI", help="MLflow server; default: a SQLite file in the store."
+    ),
+]
+
 DEFAULT_STORE = Path("sfumato-store")
 
 
 class Errors:
     """Turn what a person can act on into a few lines and an exit code."""
 
-    def __init__(self, debug: bool) -> None:
-        self._debug = debug
+    begun = False  # whether there is work to wind up when a signal comes
+    stopped = False  # by a signal
+
+    def __init__(self, debug: bool, *, resumes: bool = False) -> None:
+        self._debug, self._resumes = debug, resumes
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        # SystemExit: whoever reads our output closed the pipe (`| head`), and rich says so.
-        if error is None or isinstance(error, typer.Exit | SystemExit):
+        if error is None or isinstance(error, typer.Exit | SystemExit) or _not_read(error):
             return
-        if self._debug and not isinstance(error, KeyboardInterrupt):
-            return
-        if isinstance(error, KeyboardInterrupt):
-            say("interrupted; everything finished so far is kept, the same command resumes")
+        # What an import or an extension makes of a signal may be any error.
+        if Errors.stopped or isinstance(error, KeyboardInterrupt):
+            kept = "; everything finished so far is kept, the same command resumes"
+            say("interrupted" + (kept if self._resumes else ""))
             raise typer.Exit(INTERRUPTED) from None
+        if self._debug:
+            return
         say(f"error: {error or type(error).__name__}")
         if not _expected(error):
             say("this is a fault of Sfumato's; --debug shows the traceback")
         raise typer.Exit(BAD_INPUT if _expected(error) else FAILED) from None
+
+
+def stop(signum: int, frame: FrameType | None) -> NoReturn:
+    """What a signal does that asks a command to end."""
+    Errors.stopped = True
+    # In the middle of an import some extensions abort, and some packages make other errors of it.
+    if not Errors.begun and _importing(frame):
+        os.write(2, b"interrupted\n")
+        os._exit(INTERRUPTED)
+    raise KeyboardInterrupt
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
+
+
+def add(app: typer.Typer, command: Callable[..., None], name: str | None = None) -> None:
+    """Add a command; its docstring is its help, of which each paragraph flows as the width has it.
+
+    Rich would break lines where the docstring does.
+    """
+    app.command(name, help=flowing(inspect.getdoc(command) or ""))(command)
+
+
+def flowing(text: str) -> str:
+    return re.sub(r"(?<!\n)\n(?! *\n| *$) *", " ", text)
+
+
+def _not_read(error: BaseException) -> bool:
+    """Whether the reader of our output closed the pipe (`| head`), not a server some socket."""
+    if not isinstance(error, BrokenPipeError):
+        return False
+    poll = select.poll()
+    for descriptor in (1, 2):
+        poll.register(descriptor, select.POLLERR)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def play(app: typer.Typer) -> NoReturn:
+    """Run a command as a process of its own, whatever stops it.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
+    # Batch systems end jobs with SIGTERM: everything is kept then as after Ctrl-C.
+    signal.signal(signal.SIGTERM, stop)
+    # Where it is ignored, as in the background of a shell, it stays so.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop)
+    try:
+        app()
+    except SystemExit as end:
+        # Both Rich and Typer end with 1 while they handle a broken pipe.
+        if isinstance(end.__context__, BrokenPipeError):
+            raise SystemExit(NOT_READ) from None
+        if end.__context__ and isinstance(end.__context__.__cause__, KeyboardInterrupt):
+            say("interrupted")  # before a command began
+        raise
+    raise SystemExit(OK)
 
 
 def _expected(error: BaseException) -> bool:
@@ -74,8 +158,6 @@ def refuse(message: str) -> NoReturn:
 
 
 def say(message: str) -> None:
-    from orchestrator.source import readable
-
     # What it quotes may be anything: no control characters reach the terminal.
     for line in message.split("\n"):
         typer.echo(readable(line), err=True)
@@ -105,18 +187,28 @@ def find_store(given: Path) -> Path:
     if not str(given).isprintable():
         refuse(f"--store {str(given)!r} holds characters that cannot be printed; name it otherwise")
     root = given.absolute()
+    from storage.census import obstacle
+
     try:
         for folder in (root, *root.parents):
             if folder.exists() and not folder.is_dir():
                 refuse(f"--store {given}: {folder} is a file; name a folder")
-        for name in ("artifacts", "tables", "experiments", "damaged"):
-            if (root / name).exists() and not (root / name).is_dir():
-                refuse(
-                    f"--store {given}: {root / name} is a file where a store has a folder; "
-                    "name another store, or move the file away"
-                )
+        if file := obstacle(root):
+            refuse(
+                f"--store {given}: {file} is a file where a store has a folder; "
+                "name another store, or move the file away"
+            )
     except OSError as error:
         refuse(f"--store {given}: {error.strerror}; name another folder")
+    return root
+
+
+def find_made_store(given: Path) -> Path:
+    """As `find_store`, for commands that only read: there must be one."""
+    root = find_store(given)
+    from storage.census import check_store
+
+    check_store(root)
     return root
 
 

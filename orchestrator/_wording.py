@@ -12,6 +12,7 @@ from orchestrator.config import (
     DatasetEntry,
     Experiment,
     Generator,
+    ReferenceEntry,
     SplitColumn,
     SplitSizes,
 )
@@ -38,6 +39,7 @@ _ENTRY = {
     "target": "must be an architecture's name or a mapping; drop the key for the default",
     "split": "must be a mapping such as {members: 500, reference: 500, nonmembers: 500} "
     "or {column: role}",
+    "reference": "must be where it comes from (members) or a mapping such as {size: 500}",
     "generator": "must be a mapping such as {rows: 3000}",
 }
 # Keys our models make of what a person wrote flat.
@@ -47,6 +49,7 @@ _MODELS: Mapping[str, type[BaseModel]] = {
     BY_SIZES: SplitSizes,
     BY_COLUMN: SplitColumn,
     "generator": Generator,
+    "reference": ReferenceEntry,
 }
 
 

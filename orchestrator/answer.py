@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.flags import explained
 from orchestrator.source import readable
 from storage.exports import FORMATS, export, export_file, spell
 
@@ -42,11 +43,8 @@ def write_answer(console: Console, rows: Any, form: str, out: Path | None) -> No
         export_file(rows, form, out)
         console.print(f"{len(rows)} rows written to {out}", soft_wrap=True)
         return
-    try:
-        export(rows, form, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        console.on_broken_pipe()
+    export(rows, form, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
 
 
 def print_answer(console: Console, rows: Any) -> None:
@@ -71,6 +69,10 @@ def print_answer(console: Console, rows: Any) -> None:
         for row in zip(*texts, strict=True):
             table.add_row(*row)
         console.print(table)
+    if "flags" in rows.column_names and (
+        meant := explained(_listed(columns[rows.column_names.index("flags")]))
+    ):
+        console.print(meant)
 
 
 def print_catalogue(console: Console, views: list[tuple[str, str, int]]) -> None:
@@ -113,6 +115,11 @@ def _folded(name: str) -> str:
             lines.append("")
         lines[-1] += piece
     return "\n".join(lines)
+
+
+def _listed(column: list[Any]) -> set[str]:
+    """What is in a column of lists of texts; of another, nothing."""
+    return {flag for value in column if isinstance(value, list) for flag in value}
 
 
 def _is_number(value: Any) -> bool:

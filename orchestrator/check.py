@@ -1,7 +1,6 @@
 """An experiment file against what there is: every problem of keys, names, fields, labels, data."""
 
 import itertools
-import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +12,10 @@ from pydantic import BaseModel, ValidationError
 from attacks.base import Attack
 from attacks.base import Planning as PlanningAttack
 from defenses.base import Defense
+from orchestrator._plugin_fields import endless, faults, fields, suffixes
 from orchestrator._problem import nearest
 from orchestrator._wording import field_problem, kind_problems, problem_of
 from orchestrator.config import (
-    MOST_POINTS,
     AttackEntry,
     DatasetEntry,
     DefenseEntry,
@@ -26,19 +25,18 @@ from orchestrator.config import (
     attack_label,
     called,
     chain_label,
-    grid_points,
-    point_label,
 )
+from orchestrator.references import reference_problems
 from orchestrator.source import ConfigError, Problem, read
 from storage import datasets
 from tasks import architectures, plugins
-from tasks.base import canonical
 
 __all__ = ["check", "load_experiment"]
 
 _Part = TypeVar("_Part", bound=BaseModel)
 _MOST_WEIGHTS = 2_000_000_000
 _SMALLEST_PART = 1
+_MOST_IMAGES = 100  # decoded before a run; `sfumato data check` decodes all
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,7 @@ class _Parts:
     """The parts of an experiment that can be read, each with its path, whatever the rest is."""
 
     preset: str = "cpu"
+    adaptive: bool = False
     seeds: list[int] = field(default_factory=list)
     target: TargetEntry | None = None
     datasets: list[tuple[str, DatasetEntry]] = field(default_factory=list)
@@ -103,10 +102,12 @@ def check(raw: Mapping[str, Any], data_dir: Path | None) -> list[Problem]:
         problems += [problem_of(detail, raw) for detail in error.errors()]
     parts = _parts(raw)
     loaded: list[tuple[str, datasets.Dataset]] = []
+    readable: list[tuple[DatasetEntry, datasets.Dataset]] = []
     for path, entry in parts.datasets:
         dataset, found = _dataset(entry, path, parts.seeds[0], data_dir)
         problems += found
         loaded += [(entry.name, dataset)] if dataset is not None else []
+        readable += [(entry, dataset)] if dataset is not None else []
     names = [(path, entry.name) for path, entry in parts.datasets]
     problems += _repeated(names, "a dataset stands once in an experiment; drop one")
     seeds = [(f"seeds[{i}]", str(seed)) for i, seed in enumerate(parts.seeds)]
@@ -116,13 +117,16 @@ def check(raw: Mapping[str, Any], data_dir: Path | None) -> list[Problem]:
     # A plugin's presets may depend on the data; without any, on an ordinary set.
     known = [(name, dataset.num_classes) for name, dataset in loaded] or [("", 10)]
     problems += _defenses(parts, known)
-    problems += _attacks(parts)
+    stages = [stage for parsed in parts.chains for stage in parsed.stages]
+    problems += reference_problems(stages, readable, parts.seeds[0], data_dir)
+    problems += _attacks(parts, [dataset.shape for _, dataset in loaded])
     return problems
 
 
 def _parts(raw: Mapping[str, Any]) -> _Parts:
     seeds = raw.get("seeds")
     parts = _Parts(preset=next((p for p in get_args(Preset) if p == raw.get("preset")), "cpu"))
+    parts.adaptive = raw.get("adaptive") is True
     if isinstance(seeds, list):
         parts.seeds = [seed for seed in seeds if isinstance(seed, int) and 0 <= seed < 2**31]
     parts.seeds = parts.seeds or [0]
@@ -174,10 +178,15 @@ def _dataset(
     except MemoryError:
         return None, [Problem(path, "does not fit in memory; make it smaller")]
     except OSError as error:
-        why = f"cannot be read: {error.strerror}; check `path`" if error.strerror else str(error)
-        return None, [Problem(path, why)]
+        place = f"{entry.path}: " if entry.path else ""
+        why = f"{place}cannot be read: {error.strerror}; check `path`"
+        return None, [Problem(path, why if error.strerror else str(error))]
     except ValueError as error:
         return None, [Problem(path, str(error))]
+    try:
+        dataset.check_images(_MOST_IMAGES)
+    except ValueError as error:
+        return dataset, [Problem(path, str(error))]
     try:
         _divide(entry, dataset, seed)
     except ValueError as error:
@@ -225,7 +234,7 @@ def _target(
         made = yield from _architecture(name, target.recipe)
         if made is None:
             continue
-        yield from _endless(made, "target")
+        yield from endless(made, "target")
         for (_, dataset), default in zip(loaded, defaults, strict=True):
             if name == (target.architecture or default):
                 yield from _network(made, dataset)
@@ -281,7 +290,7 @@ def _defenses(parts: _Parts, known: Sequence[tuple[str, int]]) -> Iterator[Probl
             presets = [
                 cls.preset(entry.preset or parts.preset, name, classes) for name, classes in known
             ]
-            yield from _fields(cls, presets, entry, place)
+            yield from fields(cls, presets, entry, place)
             if j and hasattr(cls, "train"):
                 message = (
                     f"'{entry.name}' shapes the training of the model, so only the first of a "
@@ -294,12 +303,12 @@ def _defenses(parts: _Parts, known: Sequence[tuple[str, int]]) -> Iterator[Probl
             continue
         if not parsed.whole:
             continue
-        points = [_suffixes(entry) for entry in chain]
+        points = [suffixes(entry) for entry in chain]
         labels += [(path, chain_label(chain) + "".join(s)) for s in itertools.product(*points)]
     yield from _repeated(labels, "give this one a label of its own")
 
 
-def _attacks(parts: _Parts) -> Iterator[Problem]:
+def _attacks(parts: _Parts, shapes: Sequence[tuple[int, ...]]) -> Iterator[Problem]:
     labels: list[tuple[str, str]] = []
     names = {name for parsed in parts.chains for name in called([e for _, e in parsed.stages])}
     for path, entry in parts.attacks:
@@ -309,14 +318,17 @@ def _attacks(parts: _Parts) -> Iterator[Problem]:
         cls = yield from _attack(entry.name, path)
         if cls is not None:
             preset = dict(cls.PRESETS.get(entry.preset or parts.preset, {}))
-            yield from _fields(cls, [preset], entry, path)
+            yield from fields(cls, [preset], entry, path)
+            both = parts.adaptive and issubclass(cls, PlanningAttack)
+            forms = (False, True) if both else (entry.adaptive,)
+            yield from faults(cls, preset, entry, path, [*itertools.product(shapes, forms)])
             if entry.adaptive and not issubclass(cls, PlanningAttack):
                 message = (
                     f"{entry.name} trains no models of its own, so it has no adaptive form; "
                     "it is fitted on defended answers anyway (fit_on: defended)"
                 )
                 yield Problem(f"{path}.adaptive", message)
-        labels += [(path, attack_label(entry) + suffix) for suffix in _suffixes(entry)]
+        labels += [(path, attack_label(entry) + suffix) for suffix in suffixes(entry)]
     yield from _repeated(labels, "drop it, or give it a label of its own")
 
 
@@ -334,53 +346,3 @@ def _attack(name: str, path: str) -> Generator[Problem, None, type[Attack] | Non
     except ValueError as error:
         yield Problem(path, str(error))
         return None
-
-
-def _num_points(entry: DefenseEntry | AttackEntry) -> int:
-    return math.prod(len(values) for values in entry.grid.values())
-
-
-def _suffixes(entry: DefenseEntry | AttackEntry) -> list[str]:
-    if _num_points(entry) > MOST_POINTS:
-        return [""]
-    return [point_label(entry, values) for values in grid_points(entry)]
-
-
-def _fields(
-    cls: type[BaseModel],
-    presets: Sequence[Mapping[str, Any]],
-    entry: DefenseEntry | AttackEntry,
-    path: str,
-) -> Iterator[Problem]:
-    """Problems of a plugin's fields, at every point of its grid and for every dataset's preset."""
-    if _num_points(entry) > MOST_POINTS:
-        message = f"spans {_num_points(entry)} points; at most {MOST_POINTS} run in one experiment"
-        yield Problem(f"{path}.grid", message)
-        return
-    for name in entry.grid:
-        if name in entry.params:
-            yield Problem(f"{path}.grid.{name}", "is also given as a field; keep one")
-    own = [name for name in type(entry).model_fields if name not in ("params", "name")]
-    for preset, values in itertools.product(presets, grid_points(entry)):
-        try:
-            made = cls.model_validate({**preset, **values})
-        except ValidationError as error:
-            for detail in error.errors():
-                first = detail["loc"][0] if detail["loc"] else None
-                place = f"{path}.grid" if first in entry.grid else path
-                yield field_problem(detail, place, [*cls.model_fields, *own])
-        else:
-            yield from _endless(made, path)
-            for name, value in values.items():
-                below = f"{path}.grid" if name in entry.grid else path
-                yield from kind_problems(value, getattr(made, name), f"{below}.{name}")
-
-
-def _endless(made: BaseModel, path: str) -> Iterator[Problem]:
-    """NaN and infinities, which pass for numbers but have no place in a task's key."""
-    for name in type(made).model_fields:
-        try:
-            canonical(getattr(made, name))
-        except ValueError:
-            message = f"must be finite, got {getattr(made, name)!r:.60}"
-            yield Problem(f"{path}.{name}", message)

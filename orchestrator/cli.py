@@ -1,6 +1,9 @@
 """The command line. Heavy packages are imported by the command that needs them."""
 
-import signal
+import platform
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,11 +19,15 @@ from orchestrator._console import (
     Name,
     Set,
     StoreOption,
+    TrackingOption,
+    add,
     find_data_dir,
     find_store,
     find_tracking,
+    flowing,
     load,
     make_console,
+    play,
     refuse,
     say,
 )
@@ -37,7 +44,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="""
+    help=flowing("""
 How much does a classifier's answer give away about the data behind it, and what does it
 cost to stop that?
 
@@ -54,36 +61,66 @@ was computed stays in the store: interrupt at any moment, and the same command r
   sfumato plan purifier_location    what would run, and for how long
 
   sfumato run my.yaml --set 'seeds=[0,1,2]'    your own file, one setting changed
-""",
+"""),
 )
 
 
-@app.command()
+def _print_versions(asked: bool) -> None:
+    if not asked:
+        return
+    found = [f"sfumato {metadata.version('sfumato')}", f"Python {platform.python_version()}"]
+    for name in ("torch", "ray"):
+        with suppress(metadata.PackageNotFoundError):  # `sfumato doctor` says what is missing
+            found.append(f"{name} {metadata.version(name)}")
+    typer.echo(", ".join(found))
+    raise typer.Exit
+
+
+@app.callback()
+def sfumato(
+    versions: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=_print_versions,
+            help="Show the versions of Sfumato, Python, torch and Ray.",
+        ),
+    ] = False,
+) -> None: ...
+
+
 def run(
     name: Name,
     store: StoreOption = DEFAULT_STORE,
     data_dir: DataDir = None,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=1, help="Ray workers; default one per core."),
+        typer.Option("--workers", metavar="N", min=1, help="Ray workers; default one per core."),
     ] = None,
     address: Annotated[
         str | None,
-        typer.Option("--address", help="A running Ray cluster (host:port); default: start one."),
+        typer.Option(
+            "--address", metavar="HOST:PORT", help="A running Ray cluster; default: start one."
+        ),
     ] = None,
     gpus_per_worker: Annotated[
-        float, typer.Option("--gpus-per-worker", min=0.0, help="Share of a GPU a worker owns.")
+        float,
+        typer.Option(
+            "--gpus-per-worker", metavar="X", min=0.0, help="Share of a GPU a worker owns."
+        ),
     ] = 0.0,
     inline: Annotated[
         bool, typer.Option("--inline", help="One process, no Ray; breakpoints work.")
     ] = False,
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option("--tracking-uri", help="MLflow server; default: a SQLite file in the store."),
-    ] = None,
+    tracking_uri: TrackingOption = None,
     journal: Annotated[
         Path | None,
-        typer.Option("--journal", help="Append a line to this file for every task start and end."),
+        typer.Option(
+            "--journal",
+            metavar="FILE",
+            help="Append a line to this file for every task start and end.",
+        ),
     ] = None,
     overrides: Set = None,
     debug: Debug = False,
@@ -102,7 +139,7 @@ def run(
       sfumato run audit.yaml --workers 8
     """
     console = make_console()
-    with Errors(debug):
+    with Errors(debug, resumes=True):
         if inline and (workers or address or gpus_per_worker):
             refuse("--inline runs in this process; drop --workers, --address, --gpus-per-worker")
         data_dir, root = find_data_dir(data_dir), find_store(store)
@@ -123,14 +160,14 @@ def run(
             tracking_uri=find_tracking(tracking_uri),
             journal=journal.absolute() if journal else None,
         )
+        Errors.begun = True
         outcome = run_experiment(experiment, options, for_console(console))
-        print_results(console, experiment, Store(root))
+        print_results(console, experiment, Store(root), outcome.form)
         _print_end(console, name, store, tracking_uri, outcome)
         if outcome.stopped or outcome.failed or outcome.missing:
             raise typer.Exit(FAILED)
 
 
-@app.command()
 def plan(
     name: Name,
     store: StoreOption = DEFAULT_STORE,
@@ -154,12 +191,13 @@ def plan(
         print_plan(console, compare(make_plan(experiment, data_dir), Store(root), repair=False))
 
 
-for command in (cli_ask.status, cli_ask.timeline, cli_ask.query, cli_ask.history):
-    app.command()(command)
-app.command()(cli_ask.show)
-app.command()(cli_care.gc)
-app.command()(cli_care.doctor)
-app.command("list")(cli_data.list_)
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    *(run, plan, cli_ask.status, cli_ask.timeline, cli_ask.query, cli_ask.history, cli_ask.show),
+    *(cli_care.gc, cli_care.doctor),
+)
+for command in _COMMANDS:
+    add(app, command)
+add(app, cli_data.list_, "list")
 app.add_typer(cli_data.data_app, name="data")
 
 
@@ -168,6 +206,7 @@ def _print_end(
 ) -> None:
     from rich.text import Text
 
+    from orchestrator._places import Places
     from orchestrator.progress import spell_seconds
     from storage.tracking import default_uri, masked
 
@@ -189,9 +228,9 @@ def _print_end(
     if outcome.failed:
         blocked = f", {len(outcome.blocked)} more could not run" if outcome.blocked else ""
         say(f"{len(outcome.failed)} tasks failed{blocked}:")
+        places = Places(outcome.plan)
         for key, reason in outcome.failed.items():
-            task = outcome.plan.tasks[key]
-            say(f"  {task.kind} {task.name}, {task.dataset} seed {task.seed}: {reason}")
+            say(f"  {places.named(key)}: {reason}")
         say("the same command tries them again")
     elif outcome.missing and not outcome.stopped:
         say(
@@ -212,6 +251,4 @@ def _print_end(
 
 def main() -> None:
     """Entry point of the `sfumato` script."""
-    # Batch systems end jobs with SIGTERM: everything is kept then as after Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    app()
+    play(app)

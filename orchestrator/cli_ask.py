@@ -15,7 +15,9 @@ from orchestrator._console import (
     Name,
     Set,
     StoreOption,
+    TrackingOption,
     find_data_dir,
+    find_made_store,
     find_store,
     find_tracking,
     load,
@@ -37,7 +39,7 @@ def status(
     """Show what is done, failed and waiting, per dataset and defense; reads only the store."""
     console = make_console()
     with Errors(debug):
-        data_dir, root = find_data_dir(data_dir), find_store(store)
+        data_dir, root = find_data_dir(data_dir), find_made_store(store)
         experiment = load(name, overrides, data_dir)
         from orchestrator.overview import print_status
         from orchestrator.plan import make_plan
@@ -50,7 +52,12 @@ def status(
 def timeline(
     name: Name,
     out: Annotated[
-        Path | None, typer.Option("--out", help="The file to write; default NAME.trace.json.")
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="The file to write; default: the experiment's name and .trace.json.",
+        ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     data_dir: DataDir = None,
@@ -62,17 +69,23 @@ def timeline(
     Open the file in chrome://tracing or in Perfetto.
     """
     with Errors(debug):
-        data_dir, root = find_data_dir(data_dir), find_store(store)
+        data_dir, root = find_data_dir(data_dir), find_made_store(store)
         experiment = load(name, overrides, data_dir)
         from orchestrator.plan import make_plan
         from orchestrator.resume import Store
         from orchestrator.timeline import chrome_trace
 
         tasks = make_plan(experiment, data_dir).tasks
-        measured = Store(root).tables.frame("tasks")
+        tables = Store(root).tables
+        measured = tables.frame("tasks")
+        for problem in tables.problems:
+            say(f"warning: {problem}")
         found = int(measured["key"].isin(list(tasks)).sum())
         if not found:
-            refuse(f"the store {store} has no finished task of '{name}'; run it first")
+            refuse(
+                f"the store {store} has no finished task of the experiment '{experiment.name}' as "
+                f"{name} describes it now; `sfumato run {name}` makes some"
+            )
         path = out or Path(f"{experiment.name}.trace.json")
         path.write_text(chrome_trace(tasks, measured), encoding="utf-8")
         make_console().print(f"{found} tasks written to {path}")
@@ -89,7 +102,8 @@ def query(
         typer.Option("--format", help="Default: as the file of --out is named, else a table."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write there instead of to the terminal.")
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write there instead of to the terminal."),
     ] = None,
     debug: Debug = False,
 ) -> None:
@@ -125,6 +139,8 @@ def query(
         from storage.queries import ask, catalogue, find_tables
 
         if sql is None:
+            if store != DEFAULT_STORE:  # what can be asked is known before any run, too
+                find_made_store(store)
             print_catalogue(console, catalogue())
             return
         chosen = find_format(form, out)
@@ -152,9 +168,11 @@ def history(
     ] = None,
     sort: Annotated[str, typer.Option("--sort", metavar="COLUMN", help="Any column.")] = "started",
     ascending: Annotated[
-        bool, typer.Option("--ascending/--descending", help="The smallest, or the largest, first.")
+        bool, typer.Option("--ascending", help="The smallest first; default: the largest.")
     ] = False,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many rows.")] = 50,
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", min=1, help="At most so many rows.")
+    ] = 50,
     columns: Annotated[
         str | None,
         typer.Option("--columns", metavar="A,B,C", help="What to show, in this order."),
@@ -166,10 +184,7 @@ def history(
         bool, typer.Option("--rebuild", help="Make the history anew from the store's tables.")
     ] = False,
     store: StoreOption = DEFAULT_STORE,
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option("--tracking-uri", help="MLflow server; default: a SQLite file in the store."),
-    ] = None,
+    tracking_uri: TrackingOption = None,
     debug: Debug = False,
 ) -> None:
     """Show what was run and what came out, from MLflow, the last first.
@@ -201,9 +216,9 @@ def history(
         from storage.tracking import TrackingAway, default_uri, masked
 
         uri, root = find_tracking(tracking_uri), find_store(store)
-        if not root.is_dir() and (anew or uri is None):
-            refuse(f"there is no store at {store}; `sfumato run` makes one, --store names another")
-        shown = [word.strip() for word in columns.split(",")] if columns else past.DEFAULT_COLUMNS
+        if anew or uri is None:
+            find_made_store(store)
+        shown = [word.strip() for word in columns.split(",")] if columns else []
         at = "" if store == DEFAULT_STORE else f" --store {store}"
         at += f" --tracking-uri {masked(uri)}" if uri else ""
         try:
@@ -227,7 +242,7 @@ def history(
         except TrackingAway as error:
             remedy = "" if anew else f"; `sfumato history --rebuild{at}` makes it from the tables"
             refuse(f"{error}{remedy}")
-        past.print_runs(console, rows, shown, form)
+        past.print_runs(console, rows, shown or past.default_columns(rows, form), form)
         if not rows and form == "table":
             say("no row of the history matches")
         elif len(rows) == limit and form == "table":
@@ -259,7 +274,7 @@ def show(
       sfumato show 3f9a21 --all --format json
     """
     with Errors(debug):
-        root = find_store(store)
+        root = find_made_store(store)
         from orchestrator.lineage import print_shown
         from orchestrator.resume import Store
         from orchestrator.show import find_key, look_up

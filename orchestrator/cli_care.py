@@ -13,6 +13,7 @@ from orchestrator._console import (
     Errors,
     StoreOption,
     find_data_dir,
+    find_made_store,
     find_store,
     make_console,
     refuse,
@@ -22,6 +23,7 @@ from orchestrator._console import (
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from orchestrator.forms import Form
     from orchestrator.garbage import Garbage
 
 __all__ = ["doctor", "gc"]
@@ -30,14 +32,16 @@ __all__ = ["doctor", "gc"]
 def gc(
     delete: Annotated[bool, typer.Option("--delete", help="Remove what is listed.")] = False,
     damaged: Annotated[
-        bool, typer.Option("--damaged", help="Also what was set aside as damaged.")
+        bool,
+        typer.Option("--damaged", help="With --delete: remove what was set aside as damaged, too."),
     ] = False,
     forget: Annotated[
         list[str] | None,
         typer.Option(
             "--forget",
             metavar="NAME",
-            help="Count this experiment as gone; with --delete remove its folder and cells too.",
+            help="Count an experiment, NAME@FORM or NAME@earlier as gone; with --delete remove its "
+            "settings and cells too.",
         ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
@@ -46,20 +50,24 @@ def gc(
 ) -> None:
     """List what no experiment of the store needs, and remove it with --delete.
 
-    Needed is what the experiments of the store would use if run again as they were last run, and
-    all that their tables show. What was removed is computed again if it is ever needed again.
+    Needed is what the experiments of the store would use if run again as they ever were, and all
+    that their tables show. Of an experiment that was run with other settings or seeds before, each
+    such form is kept until it is forgotten: NAME@FORM is one of them, NAME@earlier all but the
+    last. What was removed is computed again if it is ever needed again.
 
     [bold]Examples[/bold]
 
       sfumato gc
 
       sfumato gc --forget old_trial --delete
+
+      sfumato gc --forget purifier_location@earlier --delete
     """
     console = make_console()
     with Errors(debug):
-        data_dir, root = find_data_dir(data_dir), find_store(store)
+        data_dir, root = find_data_dir(data_dir), find_made_store(store)
         from orchestrator._finding import size
-        from orchestrator.garbage import collect, refusal, survey
+        from orchestrator.garbage import collect, refusal, survey, weights
         from orchestrator.garbage import forget as forget_experiment
         from orchestrator.resume import Store
 
@@ -68,6 +76,8 @@ def gc(
             refuse(refusal(garbage.unplanned))
         if garbage.pieces:
             console.print(_listed(root, garbage))
+        if earlier := weights(garbage):
+            console.print(_earlier(earlier, garbage))
         count, nbytes = garbage.kept
         console.print(f"needed by experiments: {count} artifacts, {size(nbytes)}")
         if not delete:
@@ -76,8 +86,10 @@ def gc(
             console.print(end)
             return
         for name in forget or ():
-            forget_experiment(Store(root), name)
-            console.print(f"forgot the experiment {name}")
+            count = forget_experiment(Store(root), name)
+            forms = f"{count} earlier form{'' if count == 1 else 's'} of "
+            what = forms if "@" in name else "the experiment "
+            console.print(f"forgot {what}{name.partition('@')[0]}")
         # Once more: while the list was made and printed a run may have begun to use some of it.
         pieces, nbytes = collect(survey(Store(root), data_dir), damaged=damaged)
         console.print(f"removed {pieces} pieces, {size(nbytes)}")
@@ -95,6 +107,25 @@ def _listed(root: Path, garbage: "Garbage") -> "Table":
         table.add_column(column, justify="right")
     for what, count, nbytes in kinds(root, garbage):
         table.add_row(what, str(count), size(nbytes))
+    return table
+
+
+def _earlier(weights: "list[tuple[Form, int, int]]", garbage: "Garbage") -> "Table":
+    from rich.table import Table
+
+    from orchestrator._finding import size
+    from orchestrator.forms import differences
+
+    table = Table(title="earlier forms of experiments, kept until forgotten", title_justify="left")
+    for column in ("form", "last run (UTC)", "differs from the last by"):
+        table.add_column(column, overflow="fold")
+    for column in ("artifacts only it needs", "size"):
+        table.add_column(column, justify="right")
+    now = {form.experiment: form.settings() for form in garbage.needs if form.current}
+    for form, count, nbytes in weights:
+        when = f"{form.ran_at:%Y-%m-%d %H:%M}" if form.ran_at else ""
+        other = ", ".join(differences(form.settings(), now.get(form.experiment, {})))
+        table.add_row(form.title, when, other or "data or versions", str(count), size(nbytes))
     return table
 
 

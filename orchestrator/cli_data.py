@@ -9,6 +9,7 @@ from orchestrator._console import (
     DataDir,
     Debug,
     Errors,
+    add,
     find_data_dir,
     make_console,
     refuse,
@@ -47,7 +48,6 @@ def list_(
         console.print(table(what, find_data_dir(data_dir)))
 
 
-@data_app.command("list")
 def list_data(data_dir: DataDir = None, debug: Debug = False) -> None:
     """List the datasets: which are here, their shape, and the checksum of their file.
 
@@ -64,7 +64,6 @@ def list_data(data_dir: DataDir = None, debug: Debug = False) -> None:
         console.print(here(find_data_dir(data_dir)))
 
 
-@data_app.command("check")
 def check_data(
     name: Annotated[
         str,
@@ -107,3 +106,7 @@ def check_data(
             risky |= print_check(console, subject)
         if risky:
             raise typer.Exit(FAILED)
+
+
+add(data_app, list_data, "list")
+add(data_app, check_data, "check")

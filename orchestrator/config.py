@@ -1,7 +1,6 @@
 """What an experiment file may say."""
 
 import itertools
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -28,6 +27,7 @@ __all__ = [
     "DatasetEntry",
     "DefenseEntry",
     "Experiment",
+    "ReferenceEntry",
     "SplitColumn",
     "SplitSizes",
     "TargetEntry",
@@ -126,10 +126,9 @@ class DatasetEntry(_Entry):
     def source(self) -> Source:
         """What storage.datasets loads."""
         given = self.generator.model_dump(exclude_none=True)
-        # Absolute, because workers run in folders of their own. It is not part of any key.
-        path = self.path and os.path.abspath(os.path.expanduser(self.path))
         beside = (self.split.column,) if isinstance(self.split, SplitColumn) else ()
-        return Source(self.name, path, tuple(sorted(given.items())), beside)
+        # The path is absolute (`source.Content`), as workers run in folders of their own.
+        return Source(self.name, self.path, tuple(sorted(given.items())), beside)
 
     def sizes(self) -> SplitSizes:
         """The split asked for, or the dataset's default.
@@ -184,20 +183,54 @@ class TargetEntry(_Entry):
         return _gathered(value, ("architecture",), "recipe")
 
 
+class ReferenceEntry(_Entry):
+    """The records a defense is fitted on, where they are not all of D2."""
+
+    source: DatasetName = Field(
+        "reference",
+        alias="from",
+        description="reference (D2), members (D1), nonmembers (D3: leaky), random (uniform noise), "
+        "or another dataset's name",
+    )
+    size: int | None = Field(
+        None, ge=10, le=1_000_000, strict=True, description="how many; default: all there are"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"from": value} if isinstance(value, str) else value
+
+    @property
+    def shown(self) -> str:
+        """As it stands in a label."""
+        words = [self.source] if self.source != "reference" or self.size is None else []
+        return " ".join([*words, *([str(self.size)] if self.size is not None else [])])
+
+
 class DefenseEntry(_Entry):
-    """A defense: its name, its fields, and how it is shown and asked."""
+    """A defense: its name, its fields, how it is shown and asked, and what it is fitted on."""
 
     name: PluginName
     label: Label | None = None
     preset: Preset | None = None
     noise: NoisePolicy | None = None
+    reference: ReferenceEntry | None = None
     grid: dict[str, Values] = {}
     params: dict[str, Any] = {}
 
     @model_validator(mode="before")
     @classmethod
     def _gather(cls, value: Any) -> Any:
-        return _gathered(value, ("name", "label", "preset", "noise", "grid"), "params")
+        own = ("name", "label", "preset", "noise", "reference", "grid")
+        return _gathered(value, own, "params")
+
+    @property
+    def called(self) -> str:
+        """What an experiment calls it: its label, or its name and the reference it is given."""
+        if self.label or self.reference is None:
+            return self.label or self.name
+        return f"{self.name} (reference: {self.reference.shown})"
 
 
 class AttackEntry(_Entry):
@@ -263,7 +296,7 @@ class Experiment(_Entry):
 
     def resolved(self) -> dict[str, Any]:
         """The experiment as plain data with defaults filled in; a file of it can be run."""
-        plain = self.model_dump(mode="json")
+        plain = self.model_dump(mode="json", by_alias=True)
         plain["target"] = _flat(plain["target"], "recipe")
         plain["attacks"] = [_flat(entry, "params") for entry in plain["attacks"]]
         plain["defenses"] = [
@@ -287,7 +320,7 @@ def point_label(entry: DefenseEntry | AttackEntry, values: Mapping[str, Any]) ->
 
 def chain_label(chain: Sequence[DefenseEntry]) -> str:
     """What an experiment calls a defense or a chain of them."""
-    return "+".join(entry.label or entry.name for entry in chain)
+    return "+".join(entry.called for entry in chain)
 
 
 def called(chain: Sequence[DefenseEntry]) -> set[str]:

@@ -1,6 +1,7 @@
 """What `sfumato data` shows: the datasets that are here, and one of them looked at closely."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator._data_notes import catalogue_notes, column_notes
 from orchestrator.check import load_experiment
 from orchestrator.data_check import (
     Column,
@@ -114,8 +116,7 @@ def subjects(name: str, column: str | None, data_dir: Path | None) -> list[Subje
         OSError: if the file cannot be read.
     """
     suffix = Path(name).suffix.lower()
-    is_file = suffix in (".parquet", ".npz")
-    if not is_file and (name in packaged() or suffix in (".yaml", ".yml")):
+    if name in packaged() or suffix in (".yaml", ".yml"):
         if column is not None:
             raise ValueError(
                 f"--split-column {column}: the experiment '{name}' says itself how its datasets "
@@ -123,13 +124,23 @@ def subjects(name: str, column: str | None, data_dir: Path | None) -> list[Subje
             )
         return list(_of_experiment(name, data_dir))
     beside = () if column is None else (column,)
-    path = str(Path(name).expanduser().absolute()) if is_file else None
-    source = Source(Path(name).stem if is_file else name, path, beside=beside)
+    path = _path(name, data_dir)
+    source = Source(Path(name).stem if path else name, path, beside=beside)
     dataset = datasets.load(source, data_dir)
+    dataset.check_images()
     if column is None:
         return [Subject(dataset, _where(source, data_dir))]
     given = _given(dataset, column)
     return [Subject(dataset, _where(source, data_dir), given, column)]
+
+
+def _path(name: str, data_dir: Path | None) -> str | None:
+    """The absolute path that a name is, None if it is that of a dataset."""
+    path = Path(name).expanduser()
+    known = name in {info.name for info in datasets.names()} or datasets.in_data_dir(name, data_dir)
+    # No dataset has a dot or a slash in its name.
+    is_path = path.suffix or len(path.parts) > 1 or (path.is_dir() and not known)
+    return str(path.absolute()) if is_path else None
 
 
 def _given(dataset: Dataset, column: str) -> NDArray[np.str_]:
@@ -149,6 +160,7 @@ def _of_experiment(name: str, data_dir: Path | None) -> Iterator[Subject]:
     seed = experiment.seeds[0]
     for entry in experiment.datasets:
         dataset = datasets.load(entry.source, data_dir)
+        dataset.check_images()
         task = entry.division(seed, dataset.content_hash)
         divided = task.divide(dataset)
         given = np.full(len(dataset), "", dtype="U15")
@@ -210,6 +222,13 @@ def findings(subject: Subject, columns: list[Column], rows: NDArray[np.int64]) -
         message = "no split given, so nothing is known of members: add --split-column"
         yield Finding("note", "membership", f"{message}, or name an experiment that has one")
     yield from order_findings(dataset.y)
+    if dataset.columns:
+        named = re.fullmatch("f[0-9]+", dataset.columns[0]) is not None
+        yield from column_notes(columns, named)
+    if dataset.columns or dataset.kind == "image":  # from a file
+        for info in datasets.names():
+            if info.name == dataset.name:
+                yield from catalogue_notes(dataset, info)
 
 
 def _distinct(dataset: Dataset, given: NDArray[np.str_]) -> NDArray[np.int64]:

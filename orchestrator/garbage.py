@@ -1,19 +1,20 @@
 """What no experiment of a store needs, and its removal."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.check import load_experiment
+from orchestrator.forms import Form, kept
 from orchestrator.plan import make_plan
 from orchestrator.resume import Store
 from storage import census
 from storage.census import Piece
-from storage.tables import Tables
 
-__all__ = ["Garbage", "collect", "forget", "kinds", "refusal", "survey"]
+__all__ = ["EARLIER", "Garbage", "collect", "forget", "kinds", "refusal", "survey", "weights"]
 
+EARLIER = "earlier"
 _DRAFT_AGE_S = 86_400.0  # longer than any task writes
 
 
@@ -23,44 +24,70 @@ class Garbage:
 
     Attributes:
         pieces: artifacts and parts nobody needs, stale drafts, what was set aside.
-        kept: how many artifacts are needed, and their bytes.
-        unplanned: experiment -> why it cannot be told what it needs. While there are any, nothing
-            but drafts and what was set aside may go.
+        artifacts: artifacts that are needed.
+        unplanned: form -> why it cannot be told what it needs. While there are any, nothing but
+            drafts and what was set aside may go.
+        needs: what each form needs, among the keys of the store.
     """
 
     pieces: Sequence[Piece]
-    kept: tuple[int, int]
-    unplanned: dict[str, str]
+    artifacts: Sequence[Piece]
+    unplanned: Mapping[str, str]
+    needs: Mapping[Form, frozenset[str]]
+
+    @property
+    def kept(self) -> tuple[int, int]:
+        """How many artifacts are needed, and their bytes."""
+        return len(self.artifacts), sum(piece.nbytes for piece in self.artifacts)
 
 
 def survey(store: Store, data_dir: Path | None, forgotten: Sequence[str] = ()) -> Garbage:
-    """Find what no experiment needs; removes nothing.
+    """Find what no form of an experiment needs; removes nothing.
 
-    Needed is what an experiment's plan names, what fills a cell or belongs to a study, and
-    everything these were made from.
+    Needed is what a form's plan names, what fills a cell or belongs to a study, and everything
+    these were made from.
 
     Args:
         store: the store.
-        data_dir: where datasets are looked for; planning reads them.
-        forgotten: experiments whose needs do not count.
+        data_dir: where datasets are looked for, to plan what was run before plans were kept.
+        forgotten: what `forget` takes; their needs do not count.
 
     Raises:
-        ValueError: there is no store, or no experiment of a name in `forgotten`.
+        ValueError: there is no store, or as `forget`.
     """
-    if not (store.root / "artifacts").is_dir():
-        raise ValueError(f"there is no store {store.root}; name it with --store")
-    named = _experiments(store)
-    for name in forgotten:
-        if name not in named:
-            known = ", ".join(sorted(named)) or "none"
-            raise ValueError(f"--forget {name}: the store has no such experiment; it has: {known}")
+    census.check_store(store.root)
     # Pieces first: what a run that starts meanwhile makes is not among them.
     pieces = list(census.pieces(store.root, _DRAFT_AGE_S))
-    needed, unplanned = _wanted(store, data_dir, sorted(named - set(forgotten)))
-    _follow(store, needed)
-    kept = [p.nbytes for p in pieces if p.what == "artifact" and p.key in needed]
+    forms = kept(store)
+    gone = {form for text in forgotten for form in _named(forms, text)}
+    needs: dict[Form, frozenset[str]] = {}
+    unplanned: dict[str, str] = {}
+    for form in forms:
+        if form not in gone:
+            try:
+                needs[form] = frozenset(_needed(store, form, data_dir))
+            except Exception as error:  # a plugin may raise anything; then its needs are not known
+                title = form.experiment if form.current else form.title
+                unplanned[title] = str(error) or type(error).__name__
+    trials = _followed(store, store.tables.frame("trials")["task_key"].dropna(), set())
+    needed = trials.union(*needs.values())
+    artifacts = [piece for piece in pieces if piece.what == "artifact" and piece.key in needed]
     loose = [piece for piece in pieces if not piece.key or piece.key not in needed]
-    return Garbage(loose, (len(kept), sum(kept)), unplanned)
+    return Garbage(loose, artifacts, unplanned, needs)
+
+
+def weights(garbage: Garbage) -> list[tuple[Form, int, int]]:
+    """The earlier forms with the number and bytes of the artifacts that nothing else needs.
+
+    Two that need the same count it for neither; forgotten together, it goes too.
+    """
+    users = Counter(key for keys in garbage.needs.values() for key in keys)
+    found = []
+    for form, keys in garbage.needs.items():
+        if not form.current:
+            alone = [p.nbytes for p in garbage.artifacts if p.key in keys and users[p.key] == 1]
+            found.append((form, len(alone), sum(alone)))
+    return found
 
 
 def kinds(root: Path, garbage: Garbage) -> list[tuple[str, int, int]]:
@@ -94,7 +121,7 @@ def collect(garbage: Garbage, *, damaged: bool) -> tuple[int, int]:
         How many pieces were removed, and their bytes.
 
     Raises:
-        ValueError: if an experiment cannot be planned.
+        ValueError: if it cannot be told what a form needs.
         StoreUnwritable: the disk is read-only or forbidden.
     """
     if garbage.unplanned:
@@ -105,19 +132,36 @@ def collect(garbage: Garbage, *, damaged: bool) -> tuple[int, int]:
     return len(going), sum(piece.nbytes for piece in going)
 
 
-def forget(store: Store, name: str) -> None:
-    """Remove an experiment's folder and cells; its results stay until they are collected.
+def forget(store: Store, text: str) -> int:
+    """Remove settings and cells of forms; their results stay until they are collected.
+
+    Args:
+        store: the store.
+        text: "NAME" for a whole experiment, "NAME@FORM" (the first digits will do) for one earlier
+            form, "NAME@earlier" for all of those.
+
+    Returns:
+        How many forms there were.
 
     Raises:
+        ValueError: the store has no such experiment or form, or that form is the current one.
         StoreUnwritable: the disk is read-only or forbidden.
     """
-    cells = store.root / "tables" / "cells" / f"{name}.parquet"
-    for path in (cells, store.experiment(name)):  # the folder last: it keeps the name known
-        if path.exists():
+    forms = _named(kept(store), text)
+    experiment, at, _ = text.partition("@")
+    for form in forms if at else ():
+        store.tables.forms.forget(experiment, form.name)
+        for path in (form.file.with_suffix(".json"), form.file):
             census.discard(path)
+    if not at:
+        store.tables.forms.forget(experiment)
+        folder = store.experiment(experiment)  # the last: it keeps the name known
+        if folder.exists():
+            census.discard(folder)
+    return len(forms)
 
 
-def refusal(unplanned: dict[str, str]) -> str:
+def refusal(unplanned: Mapping[str, str]) -> str:
     """Why nothing is removed, and what to do."""
     lines = [f"  {name}: {reason}" for name, reason in unplanned.items()]
     names = " ".join(f"--forget {name}" for name in unplanned)
@@ -129,48 +173,60 @@ def refusal(unplanned: dict[str, str]) -> str:
     )
 
 
-def _experiments(store: Store) -> set[str]:
-    folders = {path.name for path in store.root.glob("experiments/*") if path.is_dir()}
-    return folders | {path.stem for path in store.root.glob("tables/cells/*.parquet")}
+def _named(forms: Sequence[Form], text: str) -> list[Form]:
+    """The forms that `text` names; raises as `forget`."""
+    name, at, wanted = text.partition("@")
+    mine = [form for form in forms if form.experiment == name]
+    if not mine:
+        known = ", ".join(dict.fromkeys(form.experiment for form in forms)) or "none"
+        raise ValueError(f"--forget {text}: the store has no such experiment; it has: {known}")
+    earlier = [form for form in mine if not form.current]
+    if not at or wanted == EARLIER:
+        return earlier if at else mine
+    found = [form for form in mine if wanted and form.name.startswith(wanted)]
+    if len(found) != 1:
+        known = ", ".join(form.name for form in earlier) or "none"
+        fault = f"{len(found)} forms begin so" if found else f"{name} has no such form"
+        raise ValueError(f"--forget {text}: {fault}; its earlier forms: {known}, or {EARLIER}")
+    if found[0].current:
+        raise ValueError(
+            f"--forget {text}: that is how {name} was run last; --forget {name} forgets all of it, "
+            "and once another form has been run this is an earlier one"
+        )
+    return found
 
 
-def _wanted(
-    store: Store, data_dir: Path | None, names: Sequence[str]
-) -> tuple[set[str], dict[str, str]]:
-    """Keys that plans, cells and studies name; and why some experiments cannot be planned."""
-    tables = store.tables
-    needed = set(tables.frame("trials")["task_key"].dropna())
-    unplanned: dict[str, str] = {}
-    for name in names:
-        try:
-            needed |= set(_cells(tables, name))
-            # Cells alone are what is left of an experiment whose folder somebody removed.
-            if store.experiment(name).is_dir():
-                path = store.experiment(name) / "experiment.yaml"
-                needed |= make_plan(load_experiment(str(path), (), data_dir), data_dir).tasks.keys()
-        except Exception as error:  # a plugin may raise anything; then its needs are not known
-            unplanned[name] = str(error) or type(error).__name__
-    return needed, unplanned
-
-
-def _cells(tables: Tables, name: str) -> Iterator[str]:
-    """The task keys of an experiment's cells.
+def _needed(store: Store, form: Form, data_dir: Path | None) -> set[str]:
+    """What a form's plan and cells name, and everything the cells were made from.
 
     Raises:
-        ValueError: they are damaged.
+        Exception: it cannot be told, for whatever reason.
     """
+    tables = store.tables
     found = len(tables.problems)
-    keys = tables.frame("cells", name)["task_key"].dropna()
+    cells = tables.frame("cells", form.experiment, form.name)["task_key"].dropna()
     if tables.problems[found:]:
         raise ValueError(f"{tables.problems[-1]}. `sfumato run` writes it again")
-    yield from keys
+    return _followed(store, cells, _planned(store, form, data_dir))
 
 
-def _follow(store: Store, needed: set[str]) -> None:
-    """Add everything that what is needed was made from."""
-    open_ = list(needed)
+def _planned(store: Store, form: Form, data_dir: Path | None) -> set[str]:
+    """The keys of a form's plan; raises as `_needed`."""
+    if form.tasks is not None:
+        return set(form.tasks)
+    if form.damaged and not form.file.exists():
+        raise ValueError(form.damaged)
+    if not form.file.exists() and (form.name or not store.experiment(form.experiment).is_dir()):
+        return set()  # cells alone are what is left where somebody removed the folder
+    return set(make_plan(load_experiment(str(form.file), (), data_dir), data_dir).tasks)
+
+
+def _followed(store: Store, keys: Iterable[str], whole: set[str]) -> set[str]:
+    """`whole`, and `keys` with everything they were made from."""
+    needed, open_ = whole.union(keys), list(set(keys) - whole)
     while open_:
         told = census.description(store.root, open_.pop())
         fresh = set(census.keys_in(told)) - needed
         needed |= fresh
         open_.extend(fresh)
+    return needed

@@ -25,6 +25,8 @@ from storage.tracking import (
 __all__ = ["History", "rebuild"]
 
 _CLOSE_S = 60.0
+# Columns that a later run may change, or that say of an experiment what the settings say too.
+_OF_CELLS = ["experiment", "status", "current", "form", "service", "settings"]
 
 
 class History:
@@ -168,7 +170,7 @@ def _set_aside(store: Store, *, thorough: bool) -> str | None:
 def _rows(tables: Tables, experiment: str) -> list[dict[str, Any]]:
     frame = tables.frame("results", experiment)
     # A cell's status may still change; a row that is there is done.
-    rows = frame.drop(columns=["experiment", "status"]).to_dict("records")
+    rows = frame.drop(columns=_OF_CELLS).to_dict("records")
     return _once({str(name): value for name, value in row.items()} for row in rows)
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from orchestrator.flags import explained
 from orchestrator.show import Shown, Step
 
 __all__ = ["print_shown"]
@@ -36,6 +37,8 @@ def print_shown(console: Console, shown: Shown, *, every: bool) -> None:
     console.print(f"key {step.key}", soft_wrap=True)
     for table, rows in shown.figures.items():
         console.print(_figures(table, rows))
+        if meant := explained(flag for row in rows for flag in row.get("flags", ())):
+            console.print(meant)
     if shown.failure:
         attempts = shown.failure.get("attempts", 1)
         console.print(f"failed after {attempts} attempts: {shown.failure.get('error', '')}")
@@ -93,7 +96,8 @@ def _print_use(console: Console, shown: Shown) -> None:
     for cell in shown.cells:
         what = cell.get("attack") or cell.get("kind", "")
         where = f"{cell.get('dataset')} seed {cell.get('seed')}, {cell.get('label')}, {what}"
-        console.print(f"fills a cell of {cell['experiment']}: {where} ({cell.get('status')})")
+        status = f"{cell.get('status')}{'' if cell['current'] else ', not asked for any more'}"
+        console.print(f"fills a cell of {cell['experiment']}: {where} ({status})")
     for experiment, count in shown.served.items():
         console.print(f"{count} cells of {experiment} rest on it")
     if not shown.cells and not shown.served:

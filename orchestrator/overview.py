@@ -5,6 +5,7 @@ from collections import Counter
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator._places import Places
 from orchestrator.progress import spell_seconds
 from orchestrator.resume import Prepared, Store
 
@@ -47,21 +48,19 @@ def print_status(console: Console, prepared: Prepared, store: Store) -> None:
         table.add_column(column)
     for column in ("cells", "done", "failed", "waiting"):
         table.add_column(column, justify="right")
-    places: dict[tuple[str, str], Counter[str]] = {}
-    reasons: dict[str, str] = {}
+    counts: dict[tuple[str, str], Counter[str]] = {}
     for cell in prepared.plan.cells:
         key = cell.task.key
         state = "done" if key in prepared.done else "failed" if key in failed else "waiting"
         where = cell.label or "checks of the split"
-        places.setdefault((cell.dataset, where), Counter())[state] += 1
-        if state == "failed":
-            what = f"{cell.task.kind} {cell.task.name} {cell.dataset} seed {cell.seed}"
-            reasons[what] = failed[key]
-    for (dataset, label), count in places.items():
+        counts.setdefault((cell.dataset, where), Counter())[state] += 1
+    for (dataset, label), count in counts.items():
         numbers = (str(count.total()), *(str(count[s]) for s in ("done", "failed", "waiting")))
         table.add_row(dataset, label, *numbers)
     console.print(table)
     for note in prepared.notes:
         console.print(note)
-    for what, reason in reasons.items():
-        console.print(f"failed: {what}: {reason}")
+    places = Places(prepared.plan)
+    for key in prepared.plan.tasks:
+        if key in failed and key not in prepared.done:
+            console.print(f"failed: {places.named(key)}: {failed[key]}")

@@ -10,17 +10,36 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.flags import explained
 from orchestrator.source import readable
 from storage.runs import NUMBERS
 from storage.tracking import Rebuilt
 
-__all__ = ["DEFAULT_COLUMNS", "print_rebuilt", "print_runs"]
+__all__ = ["default_columns", "print_rebuilt", "print_runs"]
 
-DEFAULT_COLUMNS = (
-    *("started", "experiment", "dataset", "seed", "label", "attack"),
-    *("attack_accuracy", "auc", "flags", "task_key"),
+_NAMES = ("experiment", "dataset", "seed", "label", "attack_label")
+_FIGURES = ("attack_accuracy", "auc", "flags", "task_key")
+# What rows of the same names may differ in, where settings were changed between two runs.
+_SETTINGS = (
+    *("preset", "architecture", "target_params", "defense_params", "attack_params", "adaptive"),
+    *("judge", "noise_policy", "num_members", "num_nonmembers", "dataset_hash"),
 )
 _KEY_SHOWN = 12
+
+
+def default_columns(rows: Sequence[Mapping[str, Any]], form: str) -> list[str]:
+    """What to show if nothing else is asked; in a table, also settings that tell alike rows apart.
+
+    For programs the columns are always the same.
+    """
+    telling: set[str] = set()
+    if form == "table":
+        alike: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+        for row in rows:
+            first = alike.setdefault(tuple(row.get(name) for name in _NAMES), row)
+            telling |= {name for name in _SETTINGS if row.get(name) != first.get(name)}
+    settings = [name for name in _SETTINGS if name in telling]
+    return ["started", *_NAMES, *settings, *_FIGURES]
 
 
 def print_runs(
@@ -29,6 +48,10 @@ def print_runs(
     """Print rows of `find_runs` as a "table", for people, or as "csv" or "json", for programs."""
     if form == "table":
         console.print(_table(rows, columns))
+        if "flags" in columns and (
+            meant := explained(flag for row in rows for flag in row.get("flags") or ())
+        ):
+            console.print(meant)
     elif form == "csv":
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")

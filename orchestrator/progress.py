@@ -9,6 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator._places import Places
 from orchestrator.resume import Prepared
 from tasks.base import Task
 
@@ -43,9 +44,10 @@ class _Count:
         self.measured: dict[tuple[str, str], tuple[int, float]] = {}
         self.running: dict[str, tuple[Task, float]] = {}
         self.began = time.monotonic()
+        self.places: Places | None = None
 
     def begin(self, prepared: Prepared) -> None:
-        tasks = prepared.plan.tasks
+        tasks, self.places = prepared.plan.tasks, Places(prepared.plan)
         self.total, self.cached = len(prepared.needed), len(tasks) - len(prepared.needed)
         for key in prepared.needed:
             like = (tasks[key].kind, tasks[key].name)
@@ -70,6 +72,10 @@ class _Count:
         self.finished += 1
         count, total = self.measured.get(like, (0, 0.0))
         self.measured[like] = (count + 1, total + seconds)
+
+    def named(self, task: Task) -> str:
+        assert self.places is not None, "begin() comes first"
+        return self.places.named(task.key)
 
     def time_left(self) -> str:
         """From the durations of alike tasks measured so far, spread over the workers at work."""
@@ -103,15 +109,16 @@ class Lines:
         now = time.monotonic()
         if now - self._said >= _LINE_EVERY_S or count.finished + count.failed == count.total:
             self._said = now
+            what = " ".join(filter(None, (task.kind, task.name, task.dataset)))
             self._say(
                 f"{count.finished}/{count.total} done, about {count.time_left()} left "
-                f"(last: {task.kind} {task.name} {task.dataset} seed {task.seed}, {seconds:.1f} s)"
+                f"(last: {what} seed {task.seed}, {seconds:.1f} s)"
             )
 
     def failed(self, worker: str, task: Task, error: str) -> None:
         """Say what failed."""
         self._count.ended(worker, task, None)
-        self._say(f"failed: {task.kind} {task.name} {task.dataset} seed {task.seed}: {error}")
+        self._say(f"failed: {self._count.named(task)}: {error}")
 
     def note(self, message: str) -> None:
         """Say something."""
@@ -150,8 +157,7 @@ class Screen:
     def failed(self, worker: str, task: Task, error: str) -> None:
         """Say what failed, above the display."""
         self._count.ended(worker, task, None)
-        where = f"{task.kind} {task.name} {task.dataset} seed {task.seed}"
-        self.note(f"failed: {where}: {error}")
+        self.note(f"failed: {self._count.named(task)}: {error}")
 
     def note(self, message: str) -> None:
         """Say something above the display."""

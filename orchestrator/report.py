@@ -1,40 +1,21 @@
 """Results as tables in the terminal; every number is a query on the store's tables."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator._upheld import upheld_flags, upheld_gates
 from orchestrator.config import Experiment
+from orchestrator.flags import marked, marks_explained
 from orchestrator.resume import Store
 from tasks import metrics
 
 __all__ = ["print_results"]
 
-_FLAG_MARKS = {
-    "invalid": "!",
-    "collapsed": "c",
-    "non_adaptive": "n",
-    "leaky": "L",
-    "overlap": "o",
-    "no_adaptive_attack": "a",
-    "order_leak": "V",
-    "blind_leak": "V",
-    "swap_detectable": "s",
-}
-_MEANING = {
-    "invalid": "in some seed 1.5 points below the gap attack it contains: under-trained",
-    "collapsed": "collapsed: the reformer is one prototype per label",
-    "non_adaptive": "non-adaptive: the attacker ignores the defense",
-    "leaky": "leaky: the defense saw the non-members",
-    "overlap": "overlap of shadow and judged records",
-    "no_adaptive_attack": "no attack here was made for this defense, so a stronger one may exist",
-    "order_leak": "void: the position of a record tells its membership (checks)",
-    "blind_leak": "void: the inputs alone tell membership (checks)",
-    "swap_detectable": "answers with a changed label can be told from the others by their vector",
-}
 _CELLS = {"utility": "utility", "worst": "worst of the attacks", "check": "checks of the split"}
 _GATES = {
     "row_order": "row order",
@@ -43,26 +24,40 @@ _GATES = {
 }
 
 
-def print_results(console: Console, experiment: Experiment, store: Store) -> None:
-    """Print, per dataset, what each defense costs and what each attack gets out of it."""
+def print_results(
+    console: Console, experiment: Experiment, store: Store, form: str | None = None
+) -> None:
+    """Print, per dataset, what each defense costs and what each attack gets out of it.
+
+    Args:
+        console: where to.
+        experiment: whose results.
+        store: where they are.
+        form: of the experiment; None for the one that was run last.
+    """
     tables = store.tables
-    results = tables.frame("results", experiment.name)
-    utility = tables.frame("utility", experiment.name)
-    worst = tables.frame("worst", experiment.name)
-    gates = tables.frame("gates", experiment.name)
-    cells = tables.frame("cells", experiment.name)
+    form = tables.forms.current(experiment.name) if form is None else form
+    views = ("results", "utility", "worst", "gates", "cells")
+    results, utility, worst, gates, cells = (
+        tables.frame(view, experiment.name, form) for view in views
+    )
+    tested = upheld_gates(gates)
+    results, worst, shown = (
+        upheld_flags(frame, tested, utility) for frame in (results, worst, utility)
+    )
     for entry in experiment.datasets:
         name = entry.name
         here = cells[cells["dataset"] == name]
         labels = [label for label in dict.fromkeys(here["label"]) if label]
         seeds = len(set(here["seed"]))
         console.print()
-        console.print(_utility(utility[utility["dataset"] == name], labels, name, seeds))
+        console.print(_utility(shown[shown["dataset"] == name], labels, name, seeds))
         rows = results[results["dataset"] == name]
         attacks = list(dict.fromkeys(here.loc[here["kind"] == "attack", "attack"]))
         headline = _headlines(worst[worst["dataset"] == name], rows)
         console.print(_attacks(rows, headline, labels, attacks, name, seeds))
-        _print_gates(console, gates[gates["dataset"] == name])
+        of_class = gates[(gates["gate"] == "class") & (gates["dataset"] == name)]
+        _print_gates(console, tested[tested["dataset"] == name], of_class)
         if entry.judge == "untrained":
             _print_null(console, headline, name)
     _print_missing(console, cells)
@@ -70,7 +65,9 @@ def print_results(console: Console, experiment: Experiment, store: Store) -> Non
 
 def _utility(rows: pd.DataFrame, labels: Sequence[str], dataset: str, seeds: int) -> Table:
     table = Table(
-        title=f"{dataset}: what each defense costs ({_seeds(seeds)})", title_justify="left"
+        title=f"{dataset}: what each defense costs (train acc on members, all else on nonmembers; "
+        f"{_seeds(seeds)})",
+        title_justify="left",
     )
     columns = (
         "train acc %",
@@ -91,9 +88,9 @@ def _utility(rows: pd.DataFrame, labels: Sequence[str], dataset: str, seeds: int
         flags = _flags_of(mine)
         marks |= flags
         table.add_row(
-            label + _marked(flags),
-            _interval(mine["train_accuracy"], 100, 1),
-            _interval(mine["test_accuracy"], 100, 1),
+            label + marked(flags),
+            _limited(mine, "train_accuracy"),
+            _limited(mine, "test_accuracy"),
             _mean(mine["test_accuracy_drop"], 100, 1),
             _mean(mine["ece"], 1, 3),
             _mean(mine["l1_distortion"], 1, 3),
@@ -102,7 +99,21 @@ def _utility(rows: pd.DataFrame, labels: Sequence[str], dataset: str, seeds: int
             _mean(mine["query_ratio"], 1, 1),
         )
     _explain(table, marks)
+    if certified := _certificates(rows, labels):
+        table.caption = "\n".join(filter(None, [cast(str | None, table.caption), certified]))
+        table.caption_justify = "left"
     return table
+
+
+def _certificates(rows: pd.DataFrame, labels: Sequence[str]) -> str:
+    """What defenses prove of themselves, a line each; of several seeds the weakest."""
+    lines = []
+    for label in labels:
+        proven = rows[(rows["label"] == label) & rows["epsilon"].notna()]
+        if len(proven):
+            epsilon, delta = proven["epsilon"].max(), proven["delta"].max()
+            lines.append(f"{label} certifies epsilon {epsilon:.3g} at delta {delta:.2g}")
+    return "\n".join(lines)
 
 
 def _attacks(
@@ -131,7 +142,7 @@ def _attacks(
     for label in labels:
         mine = rows[(rows["label"] == label) & rows["attack_label"].isin(attacks)]
         if label in headlines:
-            flags = set(headlines[label]["flags"]) & _FLAG_MARKS.keys()
+            flags = set(headlines[label]["flags"])
             marks |= flags
             shown.append(_worst_cell(headlines[label], flags))
         else:
@@ -142,35 +153,27 @@ def _attacks(
 
 
 def _flags_of(rows: pd.DataFrame) -> set[str]:
-    return {flag for listed in rows["flags"].dropna() for flag in listed if flag in _FLAG_MARKS}
-
-
-def _marked(flags: Iterable[str]) -> str:
-    marks = "".join(sorted({_FLAG_MARKS[flag] for flag in flags}))
-    return f" {marks}" if marks else ""
+    return {flag for listed in rows["flags"].dropna() for flag in listed}
 
 
 def _explain(table: Table, flags: Iterable[str]) -> None:
     """Say under a table what its marks mean."""
-    meant = [f"{_FLAG_MARKS[flag]} = {_MEANING[flag]}" for flag in sorted(flags)]
-    if meant:
-        table.caption, table.caption_justify = "; ".join(meant), "left"
+    if meant := marks_explained(flags):
+        table.caption, table.caption_justify = meant, "left"
 
 
 def _attack_cell(rows: pd.DataFrame, flags: Iterable[str]) -> str:
     if rows.empty:
         return "-"
-    if len(rows) == 1:
-        accuracy = _with_limits(rows.iloc[0])
-    else:
-        accuracy = _interval(rows["attack_accuracy"], 100, 1)
-    return f"{accuracy}{_marked(flags)}\n{_mean(rows['auc'], 1, 3)}"
+    accuracy = _limited(rows, "attack_accuracy")
+    return f"{accuracy}{marked(flags)}\n{_mean(rows['auc'], 1, 3)}"
 
 
 def _worst_cell(row: Mapping[str, Any], flags: Iterable[str]) -> str:
     """The largest attack of a defense, and what chance makes the largest of as many."""
     chance = f"chance ≤ {100 * row['chance_accuracy']:.1f}"
-    return f"{_with_limits(row)}{_marked(flags)}\n{row['attack_label']}\n{chance}"
+    accuracy = _limited(pd.DataFrame([row]), "attack_accuracy")
+    return f"{accuracy}{marked(flags)}\n{row['attack_label']}\n{chance}"
 
 
 def _incomplete_cell(rows: pd.DataFrame, attacks: Sequence[str]) -> str:
@@ -182,19 +185,14 @@ def _incomplete_cell(rows: pd.DataFrame, attacks: Sequence[str]) -> str:
     return f"{100 * top[0]:.1f}\n{top[1]}\nincomplete" if top else "-"
 
 
-def _with_limits(row: Any) -> str:
-    half = 50 * (row["attack_accuracy_high"] - row["attack_accuracy_low"])
-    return f"{100 * row['attack_accuracy']:.1f} ±{half:.1f}"
-
-
-def _interval(values: "pd.Series[Any]", scale: float, digits: int) -> str:
-    """Mean and half-width of the 95 % t-interval over seeds."""
-    given = values.dropna().to_numpy(dtype=float)
-    if not len(given):
+def _limited(rows: pd.DataFrame, column: str) -> str:
+    """Mean over seeds and half-width of its 95 % interval, where there is one, in percent."""
+    limits = [f"{column}_low", f"{column}_high"]
+    given = rows.reindex(columns=[column, *limits]).dropna(subset=[column]).astype(float)
+    if given.empty:
         return "-"
-    mean, low, high = metrics.seed_interval(given)
-    text = f"{scale * mean:.{digits}f}"
-    return text if len(given) < 2 else f"{text} ±{scale * (high - low) / 2:.{digits}f}"
+    mean, low, high = metrics.mean_interval(*(given[name] for name in given))
+    return f"{100 * mean:.1f}" + ("" if np.isnan(high - low) else f" ±{50 * (high - low):.1f}")
 
 
 def _mean(values: "pd.Series[Any]", scale: float, digits: int) -> str:
@@ -203,7 +201,8 @@ def _mean(values: "pd.Series[Any]", scale: float, digits: int) -> str:
 
 
 def _seeds(count: int) -> str:
-    return "1 seed, ± 95 % over records" if count == 1 else f"{count} seeds, ± 95 % over seeds"
+    over = "seeds, over records where all agree" if count > 2 else "records"
+    return f"{count} seed{'' if count == 1 else 's'}, ± 95 % over {over}"
 
 
 def _headlines(worst: pd.DataFrame, rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -220,23 +219,29 @@ def _headlines(worst: pd.DataFrame, rows: pd.DataFrame) -> dict[str, dict[str, A
     return found
 
 
-def _print_gates(console: Console, gates: pd.DataFrame) -> None:
+def _print_gates(console: Console, gates: pd.DataFrame, of_class: pd.DataFrame) -> None:
     """Whether the protocol itself leaks: what is guessed without any answer."""
     if gates.empty:
         return
-    told, leaks = [], []
+    told, leaks, chance = [], [], []
     seeds = gates["seed"].nunique()
     for gate, words in _GATES.items():
         mine = gates[gates["gate"] == gate]
         told.append(f"{words} {_mean(mine['value'], 1, 3)}")
-        if mine["flagged"].any():
-            leaks.append(f"{words} in {mine['flagged'].sum()} of {seeds}")
-    of_class = gates[gates["gate"] == "class"]
+        if mine["upheld"].any():
+            leaks.append(f"{words} in {mine['upheld'].sum()} of {seeds}")
+        elif mine["flagged"].any():
+            chance.append(f"{words} in {mine['flagged'].sum()} of {seeds}")
     told.append(f"{'smallest ' if seeds > 1 else ''}class p {of_class['p'].min():.2g}")
     by_class = int(of_class["flagged"].sum())
     verdict = "no leak found in the protocol"
     if leaks:
         verdict = f"LEAK: membership is told by {', '.join(leaks)} seeds; their results are void"
+    elif chance:
+        verdict = (
+            f"no leak found in the protocol; {', '.join(chance)} seeds p ≤ 0.001, as chance makes "
+            "some of as many checks as this run has"
+        )
     elif by_class:  # the level is 1 %, so this alone voids nothing
         verdict = (
             f"no leak by order or inputs; classes tell membership in {by_class} of {seeds} seeds "

@@ -1,8 +1,6 @@
 """A plan beside what the store has of it: what is done, what is damaged, what is missing."""
 
 import json
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,21 +8,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import yaml
-
+from orchestrator._alike import Alike
 from orchestrator.plan import Plan
 from storage.artifacts import (
     ArtifactDamaged,
     ArtifactMissing,
     Artifacts,
     drop_drafts,
-    write_whole,
 )
 from storage.tables import Tables
 from tasks.base import Task, measured
-from tasks.versions import installed, software
 
-__all__ = ["Prepared", "Store", "cell_rows", "compare", "describe", "record"]
+__all__ = ["Prepared", "Store", "cell_rows", "compare", "record"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,8 @@ class Store:
 
     def drop_stale_drafts(self, older_than_s: float) -> int:
         """Remove what processes that were killed were writing; as `drop_drafts`."""
-        folders = (*self.root.glob("tables/*"), *self.root.glob("experiments/*"))
+        patterns = ("tables/*", "experiments/*", "experiments/*/forms")
+        folders = [folder for pattern in patterns for folder in self.root.glob(pattern)]
         dropped = (drop_drafts(folder, older_than_s) for folder in folders)
         return self.artifacts.drop_stale_drafts(older_than_s) + sum(dropped)
 
@@ -198,6 +194,7 @@ def cell_rows(
 ) -> list[dict[str, Any]]:
     """The rows of the `cells` table: what fills each place, and why where nothing does."""
     artifacts = store.artifacts
+    alike = Alike(lambda key: json.loads(plan.tasks[key].description))
     rows = []
     for cell in plan.cells:
         key = cell.task.key
@@ -222,29 +219,7 @@ def cell_rows(
             "task_key": key,
             "status": status,
             "reason": reason,
+            **alike.columns(cell.kind, key),
         }
         rows.append(row)
     return rows
-
-
-def describe(plan: Plan, store: Store) -> None:
-    """Keep the experiment as resolved, and what it ran with, beside its results.
-
-    Raises:
-        StoreUnwritable: if the store cannot be written to.
-    """
-    folder = store.experiment(plan.experiment.name)
-    resolved = yaml.safe_dump(plan.experiment.resolved(), sort_keys=False, allow_unicode=True)
-    write_whole(folder / "experiment.yaml", resolved)
-    write_whole(folder / "versions.json", json.dumps(_versions(), indent=1, sort_keys=True))
-
-
-def _versions() -> dict[str, Any]:
-    made = software()
-    return {
-        **made,
-        "packages": made["packages"] | installed("ray"),
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cores": os.cpu_count(),
-    }

@@ -16,13 +16,14 @@ from cluster.base import (
     WorkerLost,
 )
 from orchestrator.config import Experiment
+from orchestrator.forms import describe, earlier, form_of, held
 from orchestrator.history import History
 from orchestrator.plan import Plan, make_plan
-from orchestrator.resume import Prepared, Store, cell_rows, compare, describe, record
+from orchestrator.resume import Prepared, Store, cell_rows, compare, record
 from orchestrator.state import Job, Run, State
 from storage.artifacts import ArtifactDamaged, ArtifactMissing, StoreUnwritable
 from tasks.base import Task
-from tasks.worker import Site, execute, prepare
+from tasks.worker import Site, check_journal, execute, prepare
 
 __all__ = ["Options", "Outcome", "Progress", "run"]
 
@@ -80,6 +81,7 @@ class Outcome:
 
     Attributes:
         plan: what was to be done.
+        form: what its cells are kept as.
         failed: key -> error of tasks that failed.
         blocked: key -> the failed key it needed.
         cached: tasks whose artifacts were there before.
@@ -93,6 +95,7 @@ class Outcome:
     """
 
     plan: Plan
+    form: str
     failed: dict[str, str] = field(default_factory=dict)
     blocked: dict[str, str] = field(default_factory=dict)
     cached: int = 0
@@ -117,9 +120,11 @@ def run(experiment: Experiment, options: Options, progress: Progress) -> Outcome
     Raises:
         ClusterUnreachable: if no worker can be had.
         StoreUnwritable: if the store cannot be written to.
+        ValueError: if the journal cannot be.
         KeyboardInterrupt: as typed; the same call resumes.
     """
-    store = Store(options.store)
+    check_journal(options.journal)
+    store, name = Store(options.store), experiment.name
     plan = make_plan(experiment, options.data_dir)
     unwritable: StoreUnwritable | None = None
     try:
@@ -128,20 +133,24 @@ def run(experiment: Experiment, options: Options, progress: Progress) -> Outcome
         unwritable = error
     prepared = compare(plan, store, repair=True)
     num_told = len(store.tables.problems)
-    outcome = Outcome(plan, cached=len(prepared.done))
+    outcome = Outcome(plan, form_of(plan), cached=len(prepared.done))
     try:
         if unwritable is not None:
             raise unwritable
         store.drop_stale_drafts(older_than_s=_STALE_S)
         # Cells are written before and after: a killed driver leaves results that can be queried.
-        store.tables.write_cells(experiment.name, cell_rows(plan, store, {}, {}))
+        store.tables.write_cells(name, cell_rows(plan, store, {}, {}), outcome.form)
+        before = store.tables.forms.current(name)
+        store.tables.forms.set_current(name, outcome.form)
     except StoreUnwritable as error:
-        if prepared.needed:
+        if prepared.needed or (form := held(plan, store)) is None:
             raise
+        outcome.form = form
         outcome.warnings.append(str(error))  # all results are there to be read
         return outcome
-    for note in prepared.notes:
-        progress.note(note)
+    for note in (*prepared.notes, earlier(plan, store, before)):
+        if note:
+            progress.note(note)
     history = History(plan, store, options.tracking_uri)
     try:
         if prepared.needed:
@@ -152,7 +161,7 @@ def run(experiment: Experiment, options: Options, progress: Progress) -> Outcome
         try:
             rows = cell_rows(plan, store, outcome.failed, outcome.blocked)
             outcome.missing = sum(row["status"] == "waiting" for row in rows)
-            store.tables.write_cells(experiment.name, rows)
+            store.tables.write_cells(name, rows, outcome.form)
         except StoreUnwritable as error:
             outcome.stopped = outcome.stopped or str(error)
         outcome.warnings += history.close()
@@ -230,10 +239,12 @@ class _Loop:
                 self.outcome.task_s += seconds
                 self.outcome.ran += 1
                 self.progress.finished(worker, self.tasks[key], seconds)
+            case TaskFailed(_, _, error) if error.startswith("StoreUnwritable"):
+                # No fault of the task, and every other would meet it: it waits for the next run.
+                self.outcome.stopped = error.partition(": ")[2]
+                return None
             case TaskFailed(worker, key, error):
                 self.progress.failed(worker, self.tasks[key], error)
-                if error.startswith("StoreUnwritable"):
-                    self.outcome.stopped = error.partition(": ")[2]
             case InputDamaged(worker, _, damaged, reason):
                 # It is not there if another task found it damaged a moment ago.
                 if self.store.artifacts.set_aside(damaged, reason):

@@ -1,6 +1,7 @@
 """The chain of tasks, settings and versions behind a number, from what the store itself says."""
 
 import json
+import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from storage.tables import SCHEMAS
 __all__ = ["Shown", "Step", "find_key", "look_up"]
 
 _SHORTEST = 4
+_AROUND = string.whitespace + "'\"`"  # a key copied from a table, CSV or JSON
 _LISTED = 8
 _FIGURES = tuple(t for t in SCHEMAS if t not in ("tasks", "cells", "scores", "failures", "trials"))
 
@@ -96,9 +98,9 @@ def find_key(store: Store, text: str) -> str:
     Raises:
         ValueError: if there is none, or several; or if `text` is something else.
     """
-    prefix = text.strip().lower()
-    if not store.root.is_dir():
-        raise ValueError(f"there is no store {store.root}; name it with --store")
+    text = text.strip(_AROUND)
+    prefix = text.lower()
+    census.check_store(store.root)
     found: set[str] = set()
     digits = _SHORTEST <= len(prefix) <= 64 and not set(prefix) - set("0123456789abcdef")
     if digits:

@@ -1,5 +1,6 @@
 """An experiment file as text: where each key stands, and settings changed from outside."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ _SETTING = re.compile(r"[^.\[\]=\s]+(\.[^.\[\]=\s]+|\[\d{1,6}\])*")
 
 @dataclass
 class Content:
-    """What a file says.
+    """What a file says, its relative paths made absolute from its folder.
 
     Attributes:
         path: the file.
@@ -53,6 +54,14 @@ class Content:
         if fault:
             self.problems.append(Problem("--set", f"'{setting}' does not fit: {fault}"))
         self.changed.add(path)
+        self.root_paths(Path())  # said on the command line, so meant from where that is
+
+    def root_paths(self, folder: Path) -> None:
+        """Make every relative `path` of a dataset absolute, from a folder; others are left."""
+        entries = self.raw.get("datasets")
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, dict) and isinstance(path := entry.get("path"), str) and path:
+                entry["path"] = os.path.abspath(folder / os.path.expanduser(path))
 
     def located(self, problem: Problem) -> Problem:
         """The problem with the line of the nearest enclosing path that the file has."""
@@ -103,7 +112,9 @@ def read(name: str) -> Content:
         kind = "empty" if raw is None else "a list" if isinstance(raw, list) else "a single value"
         message = f"is {kind}, not a mapping of keys; it needs at least datasets: and attacks:"
         raise ConfigError(str(path), problems or [Problem("", message)])
-    return Content(path, raw, lines, problems)
+    found = Content(path, raw, lines, problems)
+    found.root_paths(path.parent)
+    return found
 
 
 def _find(name: str) -> Path:

@@ -7,6 +7,8 @@ exports.py     answers as CSV, JSON or Parquet
 census.py      what lies in a store, whole or not, and how a piece of it is removed
 datasets.py    name -> arrays, class count and content hash
 splits.py      seeded, disjoint data roles of a dataset
+card.py        what a split holds, counted
+halves.py      which half of a pool each shadow model trains on
 given.py       the roles a column of a dataset gives
 invariants.py  the checks that no row leaked from one role into another
 tracking.py    the tables' rows as runs in MLflow, rebuildable from them

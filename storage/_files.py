@@ -1,7 +1,6 @@
 """Parquet and npz files -> records, labels and further columns, each checked by name and row."""
 
 import difflib
-import io
 import re
 import zipfile
 import zlib
@@ -13,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
 # x, labels, feature names, extras, columns that would be features were they not named as beside
 Raw = tuple[Any, Any, list[str], dict[str, NDArray[Any]], list[str]]
@@ -178,6 +176,51 @@ def _read_npz(path: Path, beside: tuple[str, ...]) -> Raw:
     return x, y, [str(column) for column in range(x.shape[1])], extras, []
 
 
+# What reads other tables, to say how they become Parquet; we read them not, as text has no types.
+_BY_PANDAS = {
+    ".csv": "read_csv",
+    ".tsv": "read_table",
+    ".json": "read_json",
+    ".xls": "read_excel",
+    ".xlsx": "read_excel",
+    ".feather": "read_feather",
+    ".dta": "read_stata",
+}
+_PACKED = (".gz", ".bz2", ".xz", ".zip")
+_IMAGES = (".jpg", ".jpeg", ".png")
+
+
+def not_read(path: Path) -> str:
+    """Why a file or folder is not read, and, where there is one, the line that converts it."""
+    if path.is_dir():
+        return _not_a_file(path)
+    stem, suffix = path.with_suffix(""), path.suffix.lower()
+    message = f"{path}: the suffix is '{path.suffix}'; give a .parquet or .npz file"
+    inner = stem.suffix.lower() if suffix in _PACKED else suffix
+    if inner in _BY_PANDAS:
+        into = f"{stem.with_suffix('') if suffix in _PACKED else stem}.parquet"
+        line = f"import pandas; pandas.{_BY_PANDAS[inner]}({str(path)!r}).to_parquet({into!r})"
+        return f'{message}. This makes one, whose class column must be `label`: python -c "{line}"'
+    if suffix == ".npy":
+        load = f"x=numpy.load({str(path)!r}), y=numpy.load('LABELS.npy')"
+        line = f"import numpy; numpy.savez({f'{stem}.npz'!r}, {load})"
+        return f'{message}. This makes one: python -c "{line}"'
+    return message
+
+
+def _not_a_file(path: Path) -> str:
+    message = f"{path} is a folder; name a Parquet or npz file (check `path`)"
+    if any(file.suffix.lower() in _IMAGES for file in path.glob("*/*")):
+        line = (
+            f"import pandas, pathlib; f=sorted(pathlib.Path({str(path)!r}).glob('*/*.*')); "
+            "c=sorted({i.parent.name for i in f}); pandas.DataFrame({'label': "
+            "[c.index(i.parent.name) for i in f], 'image': [i.read_bytes() for i in f]})"
+            f".to_parquet({f'{path}.parquet'!r})"
+        )
+        return f'{message}. This packs images in a folder for each class: python -c "{line}"'
+    return f"{message}; `sfumato data list --data-dir {path}` lists those in it"
+
+
 READERS: dict[str, Callable[[Path, tuple[str, ...]], Raw]] = {
     ".parquet": _read_parquet,
     ".npz": _read_npz,
@@ -248,67 +291,6 @@ def checked_features(path: Path, x: NDArray[Any], columns: list[str]) -> NDArray
             "values); features must be finite float32 numbers, fill or drop them"
         )
     return x_ND + np.float32(0)  # turns -0.0 into 0.0, so that equal records have equal bytes
-
-
-def channel_first(path: Path, x: NDArray[Any]) -> NDArray[np.uint8]:
-    """Images uint8 [n, H, W] or [n, H, W, 1 or 3] as [n, channels, H, W]."""
-    x = x[..., None] if x.ndim == 3 else x
-    if x.dtype != np.uint8 or x.shape[3] not in (1, 3) or 0 in x.shape:
-        raise ValueError(
-            f"{path}: images are {x.dtype} {list(x.shape)}; they must be uint8 0..255 [n, H, W] or "
-            "[n, H, W, 3]"
-        )
-    return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-
-
-class Encoded:
-    """JPEG or PNG files, decoded when first asked for and kept as uint8 [n, channels, H, W]."""
-
-    def __init__(self, path: Path, files: list[bytes]):
-        self._path, self._files = path, files
-        with self._open(0) as image:
-            grey = image.mode == "L"
-            self.shape = (len(files), 1 if grey else 3, image.height, image.width)
-        self._pixels: NDArray[np.uint8] = np.empty(self.shape, np.uint8)
-        self._done = np.zeros(len(files), np.bool_)
-
-    def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        for row in rows[~self._done[rows]]:
-            self._pixels[row] = self._decode(int(row))
-            self._done[row] = True
-        return self._pixels[rows]
-
-    def _open(self, row: int) -> Image.Image:
-        try:
-            return Image.open(io.BytesIO(self._files[row]), formats=("JPEG", "PNG"))
-        except _UNDECODABLE as error:
-            raise self._damaged(row) from error
-
-    def _decode(self, row: int) -> NDArray[np.uint8]:
-        channels, height, width = self.shape[1:]
-        with self._open(row) as image:
-            if (image.height, image.width) != (height, width) or (
-                channels == 1 and image.mode != "L"
-            ):
-                raise ValueError(
-                    f"{self._path}: column 'image', row {row} is {image.width}x{image.height} "
-                    f"{image.mode}, row 0 is {width}x{height} {'L' if channels == 1 else 'RGB'}; "
-                    "all images must have one size and colour mode"
-                )
-            try:
-                pixels = np.asarray(image if channels == 1 else image.convert("RGB"), np.uint8)
-            except _UNDECODABLE as error:
-                raise self._damaged(row) from error
-        return pixels.reshape(height, width, channels).transpose(2, 0, 1)
-
-    def _damaged(self, row: int) -> ValueError:
-        return ValueError(
-            f"{self._path}: column 'image', row {row} ({len(self._files[row])} bytes) does "
-            "not decode as JPEG or PNG; replace or drop the row"
-        )
-
-
-_UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 def _some(texts: list[str]) -> str:

@@ -33,7 +33,8 @@ SCHEMAS: dict[str, Any] = {
     "results": _schema(
         ("dataset dataset_hash", TEXT),
         ("seed", WHOLE),
-        ("architecture defense defense_params attack attack_params threat_model", TEXT),
+        ("architecture target_params defense defense_params", TEXT),
+        ("attack attack_params threat_model", TEXT),
         ("adaptive", BOOL),
         ("noise_policy judge", TEXT),
         ("num_members num_nonmembers", WHOLE),
@@ -52,14 +53,15 @@ SCHEMAS: dict[str, Any] = {
     "utility": _schema(
         ("dataset dataset_hash", TEXT),
         ("seed", WHOLE),
-        ("architecture defense defense_params noise_policy", TEXT),
+        ("architecture target_params defense defense_params noise_policy", TEXT),
         ("train_accuracy test_accuracy test_accuracy_low test_accuracy_high", REAL),
         ("test_accuracy_drop ece l1_distortion l1_distortion_members", REAL),
         ("l1_distortion_nonmembers l1_distortion_p95 label_change_rate", REAL),
         ("label_change_rate_members label_change_rate_nonmembers", REAL),
         ("swap_rate_members swap_rate_reference swap_rate_outside", REAL),
-        ("kl_mean variance_ratio noise_variance_ratio info_r2", REAL),
+        ("kl_mean variance_ratio noise_variance_ratio info_r2 epsilon delta", REAL),
         ("swap_detection_auc swap_detection_auc_low swap_detection_auc_high", REAL),
+        ("swap_detection_p", REAL),
         ("fit_s fit_ratio query_ratio query_ratio_1 query_s", REAL),
         ("extra_bytes", WHOLE),
         ("flags", pa.list_(TEXT)),
@@ -75,7 +77,8 @@ SCHEMAS: dict[str, Any] = {
         ("decision", BOOL),
     ),
     "worst": _schema(
-        ("dataset dataset_hash judge architecture defense defense_params noise_policy", TEXT),
+        ("dataset dataset_hash judge architecture target_params", TEXT),
+        ("defense defense_params noise_policy", TEXT),
         ("num_seeds num_attacks", WHOLE),
         ("attack attack_params attack_key", TEXT),
         ("adaptive", BOOL),
@@ -126,12 +129,16 @@ SCHEMAS: dict[str, Any] = {
         ("experiment label preset dataset", TEXT),
         ("seed", WHOLE),
         ("defense attack kind task_key status reason", TEXT),
+        ("form service settings", TEXT),
     ),
 }
 """Columns by table; `flags` are lists of text, `*_params` JSON text, times UTC.
 
 `*_low` and `*_high` are 95 % limits; those of gates and `swap_detection_auc` are 99.9 %, by which
-their flags are set. `*_key` in `worst` are task keys of attacks, under the first seed.
+their flags are set, each test by itself. Their `p` are two-sided; a report that shows many of them
+together corrects for their number. `*_key` in `worst` are task keys of attacks, under the first
+seed. Cells with the same `settings` differ at most in their seed; `service` is that of what they
+attack.
 """
 
 # variance_ratio and noise_variance_ratio are statistics of answers, not costs: they must repeat.

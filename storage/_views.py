@@ -20,25 +20,40 @@ _COSTS = (
 _FLAGS = """coalesce(list_sort(list_distinct(flatten(list(flags) FILTER (flags IS NOT NULL)))), [])
     AS flags"""
 
+# Rows of other settings are never averaged; all seeds of what is asked for now are current.
+_GROUP = "coalesce(service, '') AS service, settings, bool_or(current) AS current"
+
+
+def _now(view: str) -> str:
+    """The rows of a view of means that are current, or all of a service that has none."""
+    of_service = "PARTITION BY experiment, dataset, label, service"
+    return f"(FROM {view} QUALIFY current = bool_or(current) OVER ({of_service}))"
+
+
 READY = {
     "mean_results": f"""
         SELECT experiment, dataset, label, attack_label, count(DISTINCT seed) AS num_seeds,
-            {_means(_RATES, _RATES)}, {_FLAGS}
-        FROM results GROUP BY ALL ORDER BY experiment, dataset, label, attack_label""",
+            {_means(_RATES, _RATES)}, {_FLAGS}, {_GROUP}
+        FROM results GROUP BY ALL
+        ORDER BY experiment, dataset, current DESC, label, attack_label, service, settings""",
     "mean_utility": f"""
         SELECT experiment, dataset, label, count(DISTINCT seed) AS num_seeds,
-            {_means(_COSTS, "train_accuracy test_accuracy test_accuracy_drop")}, {_FLAGS}
-        FROM utility GROUP BY ALL ORDER BY experiment, dataset, label""",
-    "tradeoff": """
+            {_means(_COSTS, "train_accuracy test_accuracy test_accuracy_drop")}, {_FLAGS}, {_GROUP}
+        FROM utility GROUP BY ALL
+        ORDER BY experiment, dataset, current DESC, label, service, settings""",
+    "tradeoff": f"""
         WITH strongest AS (
-            SELECT experiment, dataset, label, max(attack_accuracy) AS attack_accuracy,
+            SELECT experiment, dataset, label, service, current,
+                max(attack_accuracy) AS attack_accuracy,
                 first(attack_label ORDER BY attack_accuracy DESC NULLS LAST, attack_label)
                     AS attack_label
-            FROM mean_results GROUP BY ALL)
+            FROM {_now("mean_results")} GROUP BY ALL)
         SELECT experiment, dataset, label, test_accuracy, test_accuracy_drop, attack_accuracy,
-            attack_label, fit_ratio, query_ratio
-        FROM mean_utility FULL JOIN strongest USING (experiment, dataset, label)
-        ORDER BY experiment, dataset, label""",
+            attack_label, fit_ratio, query_ratio, service,
+            coalesce(strongest.current, costs.current) AS current
+        FROM {_now("mean_utility")} AS costs
+            FULL JOIN strongest USING (experiment, dataset, label, service)
+        ORDER BY experiment, dataset, current DESC, label, service""",
     "slowest": """
         SELECT kind, name, dataset, seed, duration_s, device, worker, started_at, key
         FROM tasks ORDER BY duration_s DESC NULLS LAST, key""",
@@ -54,10 +69,10 @@ ABOUT = {
     "tasks": "finished work: what took how long, where",
     "failures": "failed work: the error and the end of its log",
     "trials": "a row per tuning trial",
-    "cells": "what an experiment asks for, and how far it is",
-    "mean_results": "results over seeds: mean, standard deviation, all flags",
-    "mean_utility": "utility over seeds: mean, standard deviation, all flags",
-    "tradeoff": "per defense: test accuracy, the strongest attack on it, its cost",
+    "cells": "what experiments ask for and asked for before (current is false), and how far it is",
+    "mean_results": "results over the seeds of the same settings: mean, deviation, all flags",
+    "mean_utility": "utility over the seeds of the same settings: mean, deviation, all flags",
+    "tradeoff": "per defense and its settings: test accuracy, the strongest attack, its cost",
     "slowest": "tasks, the longest first",
 }
 """What every table and view holds."""

@@ -13,10 +13,22 @@ from storage._disk import KEY, draft_name, stale_drafts, writing_to
 from storage._formats import canonical
 from storage._schemas import SCHEMAS
 
-__all__ = ["Piece", "description", "discard", "find_keys", "keys_in", "pieces", "remove"]
+__all__ = [
+    "Piece",
+    "check_store",
+    "description",
+    "discard",
+    "find_keys",
+    "is_store",
+    "keys_in",
+    "obstacle",
+    "pieces",
+    "remove",
+]
 
 # A cell belongs to an experiment, a trial to a study: no task's key says who needs them.
 _OWNED = ("cells", "trials")
+_FOLDERS = ("artifacts", "tables", "experiments")
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,36 @@ class Piece:
     table: str = ""
 
 
+def check_store(root: Path) -> None:
+    """Refuse a folder that is no store, or is not there.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    if not is_store(root):
+        some = "the folder holds no artifacts, tables or experiments"
+        raise ValueError(
+            f"there is no store at {root}: {some if root.is_dir() else 'no such folder'}. "
+            "`sfumato run` makes one, --store names another"
+        )
+    if file := obstacle(root):
+        raise ValueError(
+            f"{file} is a file where a store has a folder; name another store, or move it away"
+        )
+
+
+def obstacle(root: Path) -> Path | None:
+    """A file that lies where a store has a folder, if there is any."""
+    tables = (f"tables/{table}" for table in SCHEMAS)
+    places = (root / name for name in (*_FOLDERS, "damaged", *tables))
+    return next((place for place in places if place.exists() and not place.is_dir()), None)
+
+
+def is_store(root: Path) -> bool:
+    """Whether a folder has anything of a store in it."""
+    return any((root / name).is_dir() for name in _FOLDERS)
+
+
 def pieces(store: Path, drafts_older_than_s: float) -> Iterator[Piece]:
     """All that can be removed from a store: not its experiments, their cells, nor studies.
 
@@ -53,7 +95,8 @@ def pieces(store: Path, drafts_older_than_s: float) -> Iterator[Piece]:
             for path in sorted((store / "tables" / table).glob("part-*.parquet")):
                 key = path.stem.removeprefix("part-")
                 yield Piece("part", path, _size(path), key, table)
-    for place in (store / "artifacts", *store.glob("tables/*"), *store.glob("experiments/*")):
+    folders = ("artifacts", "tables/*", "experiments/*", "experiments/*/forms")
+    for place in (place for pattern in folders for place in store.glob(pattern)):
         for draft in stale_drafts(place, drafts_older_than_s):
             yield Piece("draft", draft, _size(draft))
     for aside in sorted((*store.glob("damaged/*"), *store.glob("tables/*/*.damaged*"))):

@@ -1,7 +1,7 @@
 """A name or a path -> records, labels, duplicate groups and a content hash.
 
-The list of names is in `_catalogue.py`, the reading of files in `_files.py`, the generator of the
-`synth_*` sets in `_synth.py`.
+The list of names is in `_catalogue.py`, the reading of files in `_files.py` and `_images.py`, the
+generator of the `synth_*` sets in `_synth.py`.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ from storage._catalogue import (
 )
 from storage._files import (
     READERS,
-    Encoded,
     as_text,
-    channel_first,
     checked_features,
     checked_labels,
+    not_read,
 )
+from storage._images import Encoded, channel_first
 
 __all__ = [
     "DEFAULT_SPLITS",
@@ -49,7 +49,8 @@ __all__ = [
     "own_files",
 ]
 
-# Bump when the same file would give other arrays, whether through this module or `_files.py`.
+# Bump when the same file would give other arrays, be it through this module, `_files.py` or
+# `_images.py`.
 LOADER_VERSION = 1
 
 Kind = Literal["binary", "continuous", "image"]
@@ -141,6 +142,30 @@ class Dataset:
             )
         return np.divide(self._values[rows_k], np.float32(self._scale), dtype=np.float32)
 
+    def check_images(self, most: int | None = None) -> None:
+        """Decode images that are kept as files; other records were checked when they were loaded.
+
+        Args:
+            most: look at so many, evenly spaced with the first and the last, and at as many of
+                those that do not begin or end as images do; by default at all.
+
+        Raises:
+            ValueError: if any does not decode or differs from the first in size or colour mode;
+                tells how many, the first of them, and the remedy.
+        """
+        if not isinstance(self._values, Encoded):
+            return
+        rows = np.arange(len(self))
+        if most is not None and most < len(self):
+            spaced = np.linspace(0, len(self) - 1, most).astype(np.int64)
+            rows = np.union1d(spaced, self._values.suspects()[:most])
+        if faults := self._values.faults(rows):
+            message, *_ = faults.values()
+            bad = ", ".join(map(str, [*faults][:10])) + (", …" if len(faults) > 10 else "")
+            if len(faults) > 1:
+                message += f" ({len(faults)} of {len(rows)} images looked at are wrong: rows {bad})"
+            raise ValueError(message)
+
 
 def canonical_bytes(x: NDArray[Any], kind: Kind) -> NDArray[np.uint8]:
     """What identifies each record, the same for equal records.
@@ -179,6 +204,8 @@ def load(source: Source, data_dir: Path | None = None) -> Dataset:
     name, path = source.name, None
     if source.path is not None:
         path = Path(source.path).expanduser()
+        if path.is_dir():
+            raise ValueError(not_read(path))
         if not path.is_file():
             raise FileNotFoundError(f"dataset {name}: there is no file {path}; check `path`")
     elif name == "adult":
@@ -272,7 +299,7 @@ def _from_sklearn(name: str) -> Dataset:
 def _from_file(name: str, path: Path, beside: tuple[str, ...], mtime_ns: int, size: int) -> Dataset:
     """The dataset in a file; time and size are there so that a changed file is read again."""
     if path.suffix.lower() not in READERS:
-        raise ValueError(f"{path}: the suffix is '{path.suffix}'; give a .parquet or .npz file")
+        raise ValueError(not_read(path))
     with path.open("rb") as file:
         file_hash = hashlib.file_digest(file, "sha256").hexdigest()
     x, labels, columns, extras, left_out = READERS[path.suffix.lower()](path, beside)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.csv as csv
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage._disk import draft_name
@@ -16,12 +16,14 @@ from storage._disk import draft_name
 __all__ = ["FORMATS", "export", "export_file", "spell"]
 
 FORMATS = ("csv", "json", "parquet")
+_BATCH = 10_000
 
 
 def export(rows: Any, form: str, sink: BinaryIO) -> None:
     """Write an Arrow table.
 
-    CSV quotes text and leaves NULL empty; lists are joined by spaces. JSON is an array with an
+    CSV quotes what would be misread without, which an empty text would be as NULL, which is empty;
+    lists are joined by spaces. JSON is an array with an
     object a line, in which NaN and infinity, which JSON cannot say, are null. Floats come back
     bit for bit.
 
@@ -29,12 +31,11 @@ def export(rows: Any, form: str, sink: BinaryIO) -> None:
         ValueError: another format than `FORMATS`, or a column that Parquet cannot hold.
     """
     if form == "csv":
-        flat = [_flat(column) for column in rows.columns]
-        csv.write_csv(pa.table(flat, rows.column_names), sink)
+        _write_csv(rows, sink)
     elif form == "json":
         sink.write(b"[")
         between = b"\n"
-        for batch in rows.to_batches(max_chunksize=10_000):
+        for batch in rows.to_batches(max_chunksize=_BATCH):
             for row in batch.to_pylist():
                 text = json.dumps(_said(row), default=str, ensure_ascii=False, allow_nan=False)
                 sink.write(between + text.encode())
@@ -85,6 +86,26 @@ def _said(value: Any) -> Any:
     if isinstance(value, Decimal):
         return int(value) if value == value.to_integral_value() else float(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write_csv(rows: Any, sink: BinaryIO) -> None:
+    # Arrow's own writer quotes every text.
+    flat = pa.table([_flat(column) for column in rows.columns], rows.column_names)
+    sink.write(",".join(_quoted(pa.array(rows.column_names)).to_pylist()).encode() + b"\n")
+    for batch in flat.to_batches(max_chunksize=_BATCH):
+        columns = [pc.fill_null(_quoted(column), "") for column in batch.columns]
+        lines = pc.binary_join_element_wise(*columns, ",").to_pylist()
+        sink.write("".join(f"{line}\n" for line in lines).encode())
+
+
+def _quoted(column: Any) -> Any:
+    """Values as texts, in quotes where they need some."""
+    kind, texts = column.type, column.cast(pa.string())
+    if pa.types.is_primitive(kind) or pa.types.is_decimal(kind):
+        return texts
+    needy = pc.or_(pc.match_substring_regex(texts, '[",\r\n]'), pc.equal(texts, ""))
+    inner = pc.replace_substring(texts, '"', '""')
+    return pc.if_else(needy, pc.binary_join_element_wise('"', inner, '"', ""), texts)
 
 
 def _flat(column: Any) -> Any:

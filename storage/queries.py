@@ -24,11 +24,21 @@ import pyarrow.fs
 
 from storage._schemas import SCHEMAS, TEXT, TIME
 from storage._views import ABOUT, READY
+from storage.census import check_store
 from storage.tables import Tables, view_schema
 
 __all__ = ["READY", "ask", "catalogue", "connect", "find_tables", "query"]
 
 _BATCH = 100_000
+# Views of cells, and what shows that whoever asks them tells settings apart.
+_OF_CELLS = re.compile(
+    r"\b(cells|results|utility|worst|gates|mean_results|mean_utility|tradeoff)\b", re.IGNORECASE
+)
+_APART = re.compile(r"(?<!\()\*|\b(current|form|settings|service|task_key)\b", re.IGNORECASE)
+_MIXED = (
+    "some rows belong to settings that their experiment was run with before: WHERE current leaves "
+    "them out, the column settings tells them apart"
+)
 # A pivot whose values must first be looked up is several statements in one.
 _READS = ("SELECT", "EXPLAIN", "MULTI")
 _STREAM_BROKE = "reading the stream registered as"
@@ -58,20 +68,15 @@ def find_tables(store: Path | str) -> Tables:
     Raises:
         ValueError: there is no store.
     """
-    root = Path(store)
-    if not (root / "tables").is_dir():
-        raise ValueError(
-            f"{root} is no store: it has no folder 'tables'. Name the store of an experiment that "
-            "has run; `sfumato run NAME` makes one"
-        )
-    return Tables(root / "tables")
+    check_store(Path(store))
+    return Tables(Path(store) / "tables")
 
 
 def ask(tables: Tables, sql: str, first: int | None = None) -> Any:
     """The answer to one statement that reads, as an Arrow table.
 
     Ctrl-C stops it. Parts found damaged are set aside and listed in `tables.problems`; the answer
-    is over what is sound.
+    is over what is sound. That it may mix settings is told there too.
 
     Args:
         tables: what is asked.
@@ -86,7 +91,10 @@ def ask(tables: Tables, sql: str, first: int | None = None) -> Any:
     again = True
     while True:
         try:
-            return _answer(tables, sql, first)
+            answer = _answer(tables, sql, first)
+            if _may_mix(tables, sql):
+                tables.problems.append(_MIXED)
+            return answer
         except duckdb.Error as error:
             # A part of scores was damaged, or replaced by another run while being read.
             if not (again and _STREAM_BROKE in str(error)):
@@ -198,6 +206,13 @@ def _check(sql: str) -> None:
             "FROM, PIVOT, DESCRIBE, SHOW, SUMMARIZE or EXPLAIN; to keep an answer use "
             "--format and --out, or the frame"
         )
+
+
+def _may_mix(tables: Tables, sql: str) -> bool:
+    """Whether an answer may take rows of earlier settings for rows of the current ones."""
+    if not re.search(r"\bselect\b", sql, re.IGNORECASE) or _APART.search(sql):
+        return False
+    return bool(_OF_CELLS.search(sql)) and False in tables.view("cells")["current"].to_pylist()
 
 
 def _answer(tables: Tables, sql: str, first: int | None) -> Any:

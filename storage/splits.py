@@ -12,28 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from storage._groups import (
-    Flags,
-    Rows,
-    canonical,
-    chi2_p,
-    class_counts,
-    divide,
-    permutation,
-    take,
-)
+from storage._groups import Flags, Rows, canonical, divide, permutation, take
 
-__all__ = [
-    "ROLES",
-    "Judge",
-    "Sizes",
-    "Split",
-    "assemble",
-    "card",
-    "half_split",
-    "make_split",
-    "role_parts",
-]
+__all__ = ["ROLES", "Judge", "Sizes", "Split", "assemble", "make_split", "role_parts"]
 
 Judge = Literal["members", "reference", "untrained"]
 
@@ -335,77 +316,3 @@ def _known_sizes(num: int, known: float) -> list[int]:
 def _fifth(num: int) -> int:
     """20 %, rounded half up, in integers."""
     return (2 * num + 5) // 10
-
-
-def half_split(rows: NDArray[np.integer[Any]], num_models: int, *, seed: int) -> Flags:
-    """Which records train which shadow model: models 2i and 2i+1 train on complementary halves.
-
-    A record is in for exactly half of an even number of models. The first k models are the same
-    whatever `num_models`, and a record's column the same wherever it stands in `rows`.
-
-    Args:
-        rows: [N] distinct row numbers of the pool. The even model of a pair gets N // 2.
-        num_models: at least 1.
-        seed: any integer.
-
-    Returns:
-        bool [num_models, N].
-
-    Raises:
-        ValueError: for fewer than two or repeated rows, or no models.
-
-    Source: Carlini et al. 2022, section V; methods.md 2.4.
-    """
-    num = len(rows)
-    if num < 2 or len(np.unique(rows)) < num:
-        raise ValueError(f"a half split needs 2 or more distinct rows, got {num} rows")
-    if num_models < 1:
-        raise ValueError(f"num_models is {num_models}; a half split needs at least 1")
-    by_row = np.argsort(rows)
-    in_KN = np.empty((num_models, num), dtype=bool)
-    for k in range(num_models):
-        half = np.zeros(num, dtype=bool)
-        half[permutation(num, seed, f"shadow/{k // 2}")[: num // 2]] = True
-        in_KN[k, by_row] = half ^ bool(k % 2)
-    return in_KN
-
-
-def card(
-    split: Split, y: NDArray[np.integer[Any]], groups: NDArray[np.integer[Any]]
-) -> dict[str, Any]:
-    """Facts about a split for the data card: plain numbers, lists and dictionaries, as JSON has.
-
-    Returns:
-        num_rows; roles (rows per role); dropped_rows (without a role); duplicate_groups (those of
-        two rows or more) and grouped_rows (the rows in them); missing_classes (per role, classes of
-        the dataset it has no record of); judged (per judge that has records: num_members,
-        num_nonmembers, their counts per class, and chi2_p of class against membership, I6).
-    """
-    counts = canonical(groups)[2]
-    classes = np.unique(y)
-    roles = split.roles()
-    judged: dict[str, Any] = {}
-    judges: tuple[Judge, ...] = ("members", "reference", "untrained")
-    has = {"members": True, "reference": len(split.reference), "untrained": len(split.untrained_a)}
-    for judge in judges:
-        if has[judge]:
-            rows, is_member = split.judged(judge)
-            by_side = class_counts(y, rows, is_member)
-            judged[judge] = {
-                "num_members": int(is_member.sum()),
-                "num_nonmembers": int((~is_member).sum()),
-                "members_by_class": by_side[1].tolist(),
-                "nonmembers_by_class": by_side[0].tolist(),
-                "chi2_p": chi2_p(by_side),
-            }
-    return {
-        "num_rows": len(y),
-        "roles": {name: len(rows) for name, rows in roles.items()},
-        "dropped_rows": len(y) - sum(map(len, roles.values())),
-        "duplicate_groups": int((counts > 1).sum()),
-        "grouped_rows": int(counts[counts > 1].sum()),
-        "missing_classes": {
-            name: np.setdiff1d(classes, y[rows]).tolist() for name, rows in roles.items()
-        },
-        "judged": judged,
-    }

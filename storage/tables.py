@@ -12,9 +12,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage._cells import IDENTITY, SHOWN, Forms, union
 from storage._disk import (
     check_key,
-    check_name,
     draft_name,
     sync_folder,
     unreadable,
@@ -35,17 +35,18 @@ from storage._schemas import (
     to_arrow,
 )
 
-__all__ = ["MEASURED", "SCHEMAS", "Tables", "equal", "view_schema"]
+__all__ = ["IDENTITY", "MEASURED", "SCHEMAS", "Tables", "equal", "view_schema"]
 
 _SEAL = "rows_sha256"
 
 # What a view shows of its cell, and as what: a cell's attack is a label, a result's is a name.
-_SHARED = {"experiment": "experiment", "label": "label", "preset": "preset", "status": "status"}
+_FORM = {name: name for name in ("current", "form", "settings")}
+_SHARED = {name: name for name in ("experiment", "label", "preset", "status", "service")} | _FORM
 _JOINED = {
     "results": _SHARED | {"attack": "attack_label"},
     "utility": _SHARED,
     "worst": _SHARED,
-    "gates": {name: name for name in ("experiment", "status")},
+    "gates": {name: name for name in ("experiment", "status")} | _FORM,
 }
 
 # Which view shows what fills a cell of each kind.
@@ -63,11 +64,13 @@ class Tables:
     its task counts as not done.
 
     Attributes:
-        problems: a line for every damaged part met so far.
+        problems: a line for every damaged part met so far, or other cause to doubt an answer.
+        forms: the forms of experiments whose cells are kept.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root).absolute()
+        self.forms = Forms(self.root / "cells")
         self.problems: list[str] = []
 
     def write(self, table: str, key: str, rows: Content) -> None:
@@ -88,10 +91,13 @@ class Tables:
         path = self._part(table, key)
         self._replace(path, to_arrow(table, rows, key_column(table), key))
 
-    def write_cells(self, experiment: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Replace the cells of `experiment`; raises as `write` does."""
-        path = self._cells(experiment)
-        self._replace(path, to_arrow("cells", rows, "experiment", experiment))
+    def write_cells(
+        self, experiment: str, rows: Sequence[Mapping[str, Any]], form: str = ""
+    ) -> None:
+        """Replace the cells of one form of `experiment`; raises as `write` and `Forms.path`."""
+        path = self.forms.path(experiment, form)
+        named = [{**row, "form": form} for row in rows] if form else rows
+        self._replace(path, to_arrow("cells", named, "experiment", experiment))
 
     def remove(self, table: str, key: str) -> None:
         """Forget the part of `key`, if there is one."""
@@ -108,23 +114,30 @@ class Tables:
         frame: pd.DataFrame = self._read(table, paths).to_pandas()
         return frame
 
-    def frame(self, view: str, experiment: str | None = None) -> pd.DataFrame:
+    def frame(
+        self, view: str, experiment: str | None = None, form: str | None = None
+    ) -> pd.DataFrame:
         """A table as people see it: results of all kinds joined with the cells asking for them.
 
+        Cells are those of all forms kept of an experiment, each once, and say whether they are
+        `current`: asked for by the form last run, if with another seed.
+
         Args:
-            view: a table of `SCHEMAS`. Results also show experiment, label, preset, status and
-                attack_label, utility and worst the first four, gates experiment and status: a row
-                per cell and row of its task.
+            view: a table of `SCHEMAS`. Results also show experiment, label, preset, status,
+                service, current, form, settings and attack_label, utility and worst all but the
+                last, gates experiment, status, current, form and settings: a row per cell and row
+                of its task.
             experiment: only what its cells ask for; reads no other parts.
+            form: only what this form of it asks for.
 
         Raises:
             ValueError: an unknown table, or `experiment` with a table whose rows belong to tasks
                 that experiments share and cells do not name (tasks, failures, trials).
         """
-        frame: pd.DataFrame = self.view(view, experiment).to_pandas()
+        frame: pd.DataFrame = self.view(view, experiment, form).to_pandas()
         return frame
 
-    def view(self, view: str, experiment: str | None = None) -> Any:
+    def view(self, view: str, experiment: str | None = None, form: str | None = None) -> Any:
         """As `frame`, in Arrow."""
         check_table(view)
         if view in ("tasks", "failures", "trials") and experiment is not None:
@@ -132,10 +145,11 @@ class Tables:
                 f"{view} cannot be told by experiment: cells name only the last task of a cell. "
                 f"Take frame({view!r}) and keep the rows whose keys are in the plan"
             )
-        if view not in _JOINED and (view == "cells" or experiment is None):
-            paths = self.parts(view) if experiment is None else [self._cells(experiment)]
-            return self._read(view, paths)
-        cells = self.view("cells", experiment)
+        if view not in (*_JOINED, "cells") and experiment is None:
+            return self._read(view, self.parts(view))
+        cells = self._asked(experiment, form)
+        if view == "cells":
+            return cells
         keys = cells["task_key"].to_pylist()
         wanted = sorted({key for key in keys if key})
         if experiment is None:
@@ -146,6 +160,16 @@ class Tables:
             return rows
         self._report_missing(view, cells, set(rows["task_key"].to_pylist()))
         return _join(cells, rows, _JOINED[view])
+
+    def _asked(self, experiment: str | None, form: str | None) -> Any:
+        """The cells of an experiment, or of all, each once."""
+        told = [SHOWN.empty_table()]
+        for name in self.forms.experiments() if experiment is None else [experiment]:
+            wanted = [each for each in self.forms.of(name) if form in (None, each)]
+            paths = {each: self.forms.path(name, each) for each in wanted}
+            parts = {each: self._read("cells", [path]) for each, path in paths.items()}
+            told.append(union(parts, self.forms.current(name) if form is None else form))
+        return pa.concat_tables(told)
 
     def _report_missing(self, view: str, cells: Any, held: set[str]) -> None:
         """Say that finished cells lack their rows: a mean over the others is another mean."""
@@ -171,9 +195,6 @@ class Tables:
         if table == "cells":
             raise ValueError("cells belong to an experiment, not to a task; use write_cells")
         return self.root / table / f"part-{check_key(key)}.parquet"
-
-    def _cells(self, experiment: str) -> Path:
-        return self.root / "cells" / f"{check_name(experiment)}.parquet"
 
     def _replace(self, path: Path, table: Any) -> None:
         sink = pa.BufferOutputStream()
@@ -232,9 +253,11 @@ class Tables:
 
 def view_schema(view: str) -> Any:
     """The columns of a view, whether or not there are rows."""
+    if view == "cells":
+        return SHOWN
     rows = SCHEMAS[view].empty_table()
     if view in _JOINED:
-        rows = _join(SCHEMAS["cells"].empty_table(), rows, _JOINED[view])
+        rows = _join(SHOWN.empty_table(), rows, _JOINED[view])
     return rows.schema
 
 
@@ -342,10 +365,13 @@ def _read_part(table: str, path: Path) -> Any:
         else:
             columns.append(part[field.name])
     rows = pa.Table.from_arrays(columns, schema=schema)
-    owner = "experiment" if table == "cells" else key_column(table)
-    expected = path.stem if table == "cells" else path.stem.removeprefix("part-")
-    if set(rows[owner].to_pylist()) - {expected}:
-        raise _PartDamagedError(f"its {owner} is not the one in its name")
+    owned: dict[str, str | None] = {key_column(table): path.stem.removeprefix("part-")}
+    if table == "cells":
+        name, _, form = path.stem.partition("@")
+        owned = {"experiment": name, "form": form or None}
+    for owner, expected in owned.items():
+        if set(rows[owner].to_pylist()) - {expected}:
+            raise _PartDamagedError(f"its {owner} is not the one in its name")
     return rows
 
 

@@ -12,7 +12,9 @@ versions.py         what a process computes with: Python, packages, commit
 split.py            task: the leak-free partition of a dataset
 check_split.py      task: does the split give membership away before any model has answered?
 train_target.py     task: a trained classifier
+reference.py        what a defense is given for reference records, where that is not all of D2
 setting.py          what a defense may use while it is made
+block.py            tasks: several models trained together, each a classifier of its own
 train_shadows.py    tasks: shadow models in the half-split design
 train_block.py      tasks: models on row sets of their own, trained several at once
 fit_defense.py      task: a fitted output defense

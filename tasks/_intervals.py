@@ -131,6 +131,33 @@ def auc_limits(
     return float(special.expit(middle - half)), float(special.expit(middle + half))
 
 
+def auc_p_value(value: float, variance: float, num_pairs: int) -> float:
+    """Two-sided p-value of an AUC of 1/2: at most twice `tail` where `auc_limits` leave 1/2 out.
+
+    With variance 0 it is the sign test's on `num_pairs` disjoint pairs; NaN if the variance is.
+    """
+    if variance == 0:
+        return 1.0 if value == 0.5 else min(1.0, 2.0 ** (1 - num_pairs))
+    z = special.logit(value) * value * (1 - value) / np.sqrt(variance)
+    return float(2 * special.ndtr(-abs(z)))
+
+
+def holm(p_values: ArrayLike, level: float) -> Bools:
+    """Which of [N] tests to believe if all errors together are to have a chance of `level`.
+
+    NaN is a test that could not be made. Holds however the tests depend on each other.
+
+    Source: Holm 1979.
+    """
+    p_N = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p_N)  # NaN comes last
+    num = int(np.isfinite(p_N).sum())
+    kept = p_N[order[:num]] * np.arange(num, 0, -1) <= level
+    believed = np.zeros(len(p_N), dtype=bool)
+    believed[order[:num][np.logical_and.accumulate(kept)]] = True
+    return believed
+
+
 def delong_paired(
     score_a: ArrayLike, score_b: ArrayLike, is_member: ArrayLike
 ) -> tuple[float, float]:
@@ -237,6 +264,24 @@ def seed_interval(values: ArrayLike) -> tuple[float, float, float]:
     error = values_S.std(ddof=1) / np.sqrt(values_S.size)
     half = float(-special.stdtrit(values_S.size - 1, TAIL) * error)
     return mean, mean - half, mean + half
+
+
+def mean_interval(values: ArrayLike, low: ArrayLike, high: ArrayLike) -> tuple[float, float, float]:
+    """Mean over seeds with its 95 % limits, between seeds where these tell their spread.
+
+    Two seeds do not (their t-interval is 13 standard errors wide), nor do seeds that agree exactly.
+    Then it is the mean of the seeds' own limits, over records: the seeds share records, so their
+    number narrows nothing.
+
+    Args:
+        values, low, high: [S], of each seed the value and its limits over records, NaN if it has
+            none.
+    """
+    values_S = np.asarray(values, dtype=np.float64)
+    if values_S.size > 2 and np.ptp(values_S) > 0:
+        return seed_interval(values_S)
+    low_S, high_S = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
+    return float(values_S.mean()), float(low_S.mean()), float(high_S.mean())
 
 
 def equivalent(values: ArrayLike, margin: float = 0.015, *, centre: float = 0.5) -> float:

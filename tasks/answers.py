@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 
 from defenses.base import Defense
 from storage.artifacts import Draft
+from tasks.architectures import recipe
 from tasks.base import Task
 from tasks.fit_defense import FitDefense
 from tasks.noise import NoisePolicy
 from tasks.plugins import plugin_name
+from tasks.reference import ReferenceFrom
 from tasks.service import Service, Stored, TrainedView, digests
 from tasks.train_shadows import Shadow
 from tasks.train_target import TrainTarget
@@ -72,11 +74,23 @@ class Answers(Task):
         alone = [] if trained is None or trained in fitted[:1] else [trained]
         return (*alone, *fitted)
 
+    @property
+    def references(self) -> dict[int, ReferenceFrom]:
+        """Which of `defenses` were given other reference records than the target's, and which."""
+        fitted = [s.source for s in self.stages if isinstance(s.source, FitDefense)]
+        first = len(self.defenses) - len(fitted)
+        found = {first + i: fit.reference_from for i, fit in enumerate(fitted)}
+        if isinstance(self.target, TrainTarget) and self.target.defense is not None:
+            found[0] = self.target.reference_from
+        return {place: choice for place, choice in found.items() if choice is not None}
+
     def columns(self) -> dict[str, Any]:
         """The columns of a table row that say which service it is about."""
         target = self.target
         named = [(plugin_name(defense), defense) for defense in self.defenses]
         params = [{"name": name, **plugin.model_dump(mode="json")} for name, plugin in named]
+        for place, choice in self.references.items():
+            params[place]["reference"] = choice.columns()
         drawn = [
             stage.noise
             for stage in self.stages
@@ -87,13 +101,27 @@ class Answers(Task):
             "dataset_hash": target.split.data.content_hash,
             "seed": target.seed,
             "architecture": target.architecture.name,
+            "target_params": json.dumps(recipe(target.architecture), sort_keys=True),
             "defense": "+".join(name for name, _ in named) or "none",
             "defense_params": json.dumps(params, sort_keys=True),
             "noise_policy": "+".join(dict.fromkeys(drawn)) or "none",
         }
 
+    @property
+    def flags(self) -> list[str]:
+        """What the defenses of the chain, and what they saw, say of every result about them."""
+        found = {flag for defense in self.defenses for flag in defense.FLAGS}
+        leaky = any(choice.leaky for choice in self.references.values())
+        return sorted({*found, "leaky"} if leaky else found)
+
     def diagnosis(self, bench: Bench) -> dict[str, Any]:
-        """What the output defenses logged about their fits; the outermost wins."""
+        """What the defenses logged about their fits; the outermost wins.
+
+        What a training defense says of its model (a certificate) is not true of answers that
+        output defenses change, which may have seen the members.
+        """
+        if isinstance(self.source, TrainTarget) and self.target.defense is not None:
+            return bench.open(self.source).facts("metrics")
         found: dict[str, Any] = {}
         for stage in self.stages:
             found |= bench.open(stage.source).facts("metrics")

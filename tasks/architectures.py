@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-__all__ = ["Architecture", "build", "default_architecture", "make", "names", "summary"]
+__all__ = ["Architecture", "build", "default_architecture", "make", "names", "recipe", "summary"]
 
 
 Width = Annotated[int, Field(ge=1, le=10**9)]
@@ -115,6 +115,16 @@ def make(name: str, **recipe: Any) -> Architecture:
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise ValueError(f"'{name}' is not an architecture.{hint} Known: {', '.join(_KNOWN)}")
     return Architecture.model_validate({"name": name, **_KNOWN[name][1], **recipe})
+
+
+def recipe(architecture: Architecture) -> dict[str, Any]:
+    """The fields in which an architecture differs from what its name stands for, as JSON values."""
+    fields = architecture.model_dump(mode="json", exclude={"name"})
+    known = architecture.name in _KNOWN
+    usual = make(architecture.name).model_dump(mode="json") if known else {}
+    return {
+        name: value for name, value in fields.items() if name not in usual or usual[name] != value
+    }
 
 
 def default_architecture(dataset: str, kind: str, preset: str) -> str:

@@ -9,10 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tasks._intervals import Bools, Floats, auc_limits
+from tasks._intervals import Bools, Floats, auc_limits, auc_p_value
 from tasks.base import stream
 
-__all__ = ["GATE_TAIL", "Detection", "detectors", "stratified_auc", "swap_detection"]
+__all__ = [
+    "GATE_TAIL",
+    "Detection",
+    "detectors",
+    "scale_detectors",
+    "stratified_auc",
+    "swap_detection",
+]
 
 GATE_TAIL = 0.0005  # of each side of the 99.9 % interval that a gate is judged by
 
@@ -42,34 +49,100 @@ def detectors(x_ND: NDArray[Any], positive_N: Bools, *, seed: int) -> tuple[Dete
         Functions from features [M, D] to scores [M], higher = more likely positive.
     """
     # On the CPU wherever the rest runs: they are smaller than the way to a GPU.
-    mean_D, spread_D = x_ND.mean(axis=0), x_ND.std(axis=0)
-    scale_D = np.where(spread_D > _FLAT, spread_D, np.inf)
-
-    def standard(x_MD: NDArray[Any]) -> torch.Tensor:
-        z_MD = ((x_MD - mean_D) / scale_D).clip(-_CLIP, _CLIP)
-        return torch.from_numpy(z_MD.astype(np.float32))
-
-    def detector(module: nn.Module) -> Detector:
-        def score(x_MD: NDArray[Any]) -> Floats:
-            with torch.inference_mode():
-                raw_M = module(standard(x_MD)).squeeze(1).double().numpy()
-            # Equal records may differ in their last bits by their place in the batch.
-            return np.asarray(raw_M.round(5))
-
-        return score
-
-    z_ND, target_N = standard(x_ND), torch.from_numpy(positive_N.astype(np.float32))
-    num_positive = int(positive_N.sum())
-    criterion = nn.BCEWithLogitsLoss(
-        pos_weight=torch.tensor((len(positive_N) - num_positive) / num_positive)
-    )
+    standard = _standardiser(x_ND)
+    z_ND, criterion = _tensor(standard(x_ND)), _balanced(positive_N)
+    target_N = _tensor(positive_N)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, "detector.init"))
         linear = nn.Linear(z_ND.shape[1], 1)
         net = nn.Sequential(nn.Linear(z_ND.shape[1], _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, 1))
     _fit_linear(linear, z_ND, target_N, criterion)
     _fit_net(net, z_ND, target_N, criterion, seed)
-    return detector(linear), detector(net)
+    return _detector(linear, standard), _detector(net, standard)
+
+
+def scale_detectors(x_ND: NDArray[Any], positive_N: Bools) -> tuple[Detector, ...]:
+    """Two detectors for what those of `detectors` miss in few records with many features.
+
+    A ridge logistic regression on features and their squares, which sees a change of scale; and
+    the one feature or square whose means differ most between the two kinds, in standard errors. Of
+    hundreds of features a regression on hundreds of records cannot find the one that counts.
+    Squares are of standardised and clipped values; a feature with two values has none of its own,
+    and without any square the regression is left out, being that of `detectors`.
+
+    Args:
+        x_ND: [N, D] features.
+        positive_N: bool [N], both kinds present.
+
+    Returns:
+        As `detectors`.
+    """
+    standard = _standardiser(x_ND)
+    z_ND = standard(x_ND)
+    curved_D = ((z_ND > z_ND.min(axis=0)) & (z_ND < z_ND.max(axis=0))).any(axis=0)
+
+    def squared(x_MD: NDArray[Any]) -> Floats:
+        z_MD = standard(x_MD)
+        return np.concatenate([z_MD, z_MD[:, curved_D] ** 2], axis=1)
+
+    level = _standardiser(squared(x_ND))
+
+    def wide(x_MD: NDArray[Any]) -> Floats:
+        return level(squared(x_MD))
+
+    w_NE = wide(x_ND)
+    single = _single(w_NE, positive_N, wide)
+    if not curved_D.any():
+        return (single,)
+    linear = nn.Linear(w_NE.shape[1], 1)
+    _fit_linear(linear, _tensor(w_NE), _tensor(positive_N), _balanced(positive_N))
+    return _detector(linear, wide), single
+
+
+def _standardiser(x_ND: NDArray[Any]) -> Callable[[NDArray[Any]], Floats]:
+    """Takes features to mean 0 and deviation 1 over `x_ND`, clipped; those without spread to 0."""
+    mean_D, spread_D = x_ND.mean(axis=0), x_ND.std(axis=0)
+    scale_D = np.where(spread_D > _FLAT, spread_D, np.inf)
+
+    def standard(x_MD: NDArray[Any]) -> Floats:
+        return np.asarray(((x_MD - mean_D) / scale_D).clip(-_CLIP, _CLIP))
+
+    return standard
+
+
+def _tensor(values: NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def _balanced(positive_N: Bools) -> nn.Module:
+    """The loss under which both kinds weigh the same."""
+    num_positive = int(positive_N.sum())
+    return nn.BCEWithLogitsLoss(
+        pos_weight=torch.tensor((len(positive_N) - num_positive) / num_positive)
+    )
+
+
+def _detector(module: nn.Module, features: Callable[[NDArray[Any]], Floats]) -> Detector:
+    def score(x_MD: NDArray[Any]) -> Floats:
+        with torch.inference_mode():
+            raw_M = module(_tensor(features(x_MD))).squeeze(1).double().numpy()
+        # Equal records may differ in their last bits by their place in the batch.
+        return np.asarray(raw_M.round(5))
+
+    return score
+
+
+def _single(
+    w_NE: Floats, positive_N: Bools, features: Callable[[NDArray[Any]], Floats]
+) -> Detector:
+    """The feature with the largest difference of means, in standard errors, the right way up."""
+    ours, others = w_NE[positive_N], w_NE[~positive_N]
+    error_E = np.sqrt(ours.var(axis=0) / len(ours) + others.var(axis=0) / len(others))
+    # No spread in either kind: apart for certain if the means differ, else telling nothing.
+    distance_E = (ours.mean(axis=0) - others.mean(axis=0)) / error_E.clip(min=_FLAT)
+    best = int(np.abs(distance_E).argmax())
+    sign = np.sign(distance_E[best])
+    return lambda x_MD: np.asarray((sign * features(x_MD)[:, best]).round(5))
 
 
 def _fit_linear(
@@ -116,6 +189,14 @@ def stratified_auc(
 
     Source: the placements of DeLong et al. 1988, within strata.
     """
+    value, variance, num_pairs = _stratified(score_N, positive_N, stratum_N)
+    return value, *auc_limits(value, variance, num_pairs, tail)
+
+
+def _stratified(
+    score_N: Floats, positive_N: Bools, stratum_N: NDArray[Any]
+) -> tuple[float, float, int]:
+    """AUC within strata, its variance, and how many disjoint pairs there are at least."""
     places, negative_variance, num_negatives = [], 0.0, 0
     for stratum in np.unique(stratum_N):
         mine = stratum_N == stratum
@@ -129,10 +210,10 @@ def stratified_auc(
         num_negatives += len(others)
     place_P = np.concatenate(places) if places else np.empty(0)
     if len(place_P) < 2:
-        return float("nan"), float("nan"), float("nan")
+        return float("nan"), float("nan"), 0
     value = float(place_P.mean())
     variance = float(place_P.var(ddof=1) / len(place_P) + negative_variance / len(place_P) ** 2)
-    return value, *auc_limits(value, variance, min(len(place_P), num_negatives), tail)
+    return value, variance, min(len(place_P), num_negatives)
 
 
 def _share_below(score_M: Floats, others_N: Floats) -> Floats:
@@ -144,11 +225,12 @@ def _share_below(score_M: Floats, others_N: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Detection:
-    """How well answers with a swapped label are told apart: AUC, its 99.9 % limits."""
+    """How well answers with a swapped label are told apart: AUC, its 99.9 % limits, its p-value."""
 
     auc: float
     low: float
     high: float
+    p: float
 
     @property
     def detectable(self) -> bool:
@@ -198,8 +280,10 @@ def swap_detection(
             centred_MD[~scored_M], swapped_M[~scored_M], seed=stream(seed, "detection.fit", half)
         )
         score_M[scored_M] = sum(detector(centred_MD[scored_M]) for detector in fitted)
-    value, low, high = stratified_auc(score_M, swapped_M, 2 * label_M + second_M)
-    return None if np.isnan(low) else Detection(value, low, high)
+    found = _stratified(score_M, swapped_M, 2 * label_M + second_M)
+    if np.isnan(found[1]):
+        return None
+    return Detection(found[0], *auc_limits(*found, GATE_TAIL), auc_p_value(*found))
 
 
 def _comparable(label_N: NDArray[Any], swapped_N: Bools, rng: np.random.Generator) -> Any:

@@ -1,16 +1,18 @@
 """Task: a fitted output defense."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from defenses.base import Defense, Diagnosing, OutputDefense
 from storage.artifacts import Draft
-from tasks.base import Task, stream
+from tasks.base import ADDED, Task, stream
 from tasks.noise import NoisePolicy
 from tasks.plugins import plugin_name
+from tasks.reference import ReferenceFrom, referred
 from tasks.service import Defended, Stage, TrainedView
 from tasks.setting import DefenderSetting, make_setting
 from tasks.split import write_rows_seen
@@ -32,6 +34,7 @@ class FitDefense(Task):
         answers: the target's answers, or those of the previous stage of a chain.
         defense: the plugin.
         trainings: what the plugin's `trainings` asked for.
+        reference_from: what it is given for reference records; None for those of the target.
     """
 
     VERSION: ClassVar[int] = 1
@@ -40,6 +43,7 @@ class FitDefense(Task):
     answers: "Answers"
     defense: Defense
     trainings: tuple[Task, ...] = ()
+    reference_from: ReferenceFrom | None = field(default=None, metadata=ADDED)
 
     @property
     def dataset(self) -> str:
@@ -61,23 +65,31 @@ class FitDefense(Task):
         """How many output defenses stand between this one and the target."""
         return len(self.answers.stages)
 
-    def setting(self, bench: Bench) -> DefenderSetting:
-        """What the defender has to fit this defense with."""
+    def setting(self, bench: Bench) -> tuple[DefenderSetting, dict[str, NDArray[np.int64]]]:
+        """What the defender has to fit this defense with, and the rows it so sees, by role."""
         target = self.target
-        return make_setting(
+        reference, seen = referred(
+            self.reference_from,
+            target,
+            bench,
+            seed=self.seed,
+            answer=self.answers.undefended.service(bench).answer,
+        )
+        setting = make_setting(
             bench.dataset(target.split.data),
             member_rows=target.member_rows(bench),
-            reference_rows=target.reference_rows(bench),
+            reference=reference,
             architecture=target.architecture,
             seed=self.seed,
             device=bench.device,
             trained=tuple(task.trained(bench) for task in self.trainings),
             answer=self.answers.service(bench).answer,
         )
+        return setting, {"members": target.member_rows(bench), **seen}
 
     def run(self, bench: Bench, draft: Draft) -> None:
         """Write the state, the facts the defense logs about itself, and the rows seen."""
-        setting = self.setting(bench)
+        setting, seen = self.setting(bench)
         plugin = cast(OutputDefense, self.defense)
         seed = stream(self.seed, "defense.fit", self.depth)
         started = time.perf_counter()
@@ -88,13 +100,7 @@ class FitDefense(Task):
         if isinstance(self.defense, Diagnosing):
             facts |= self.defense.diagnose(setting, state, seed=stream(self.seed, "defense.log"))
         draft.arrays("state", {name: np.asarray(array) for name, array in state.items()})
-        write_rows_seen(
-            draft,
-            {
-                "members": self.target.member_rows(bench),
-                "reference": np.concatenate(self.target.reference_rows(bench)),
-            },
-        )
+        write_rows_seen(draft, seen)
         draft.facts("metrics", facts)
 
     def stage(self, bench: Bench, noise: str = "deterministic") -> Stage:

@@ -31,6 +31,8 @@ _DIAGNOSED = (
     "swap_rate_members",
     "swap_rate_reference",
     "swap_rate_outside",
+    "epsilon",
+    "delta",
 )
 
 
@@ -43,7 +45,7 @@ class MeasureUtility(Task):
         baseline: the answers of the undefended target of the same split and seed.
     """
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     SECONDS: ClassVar[float] = 1.0
     TABLES: ClassVar[tuple[str, ...]] = ("utility",)
 
@@ -98,7 +100,9 @@ class MeasureUtility(Task):
         facts |= {name: diagnosis.get(name) for name in _DIAGNOSED}
         facts["swap_rate"] = diagnosis.get("swap_rate")
         facts["extra_bytes"] = int(diagnosis.get("extra_bytes", 0))
-        draft.facts("metrics", facts | self._swaps(bench, split))
+        facts |= self._swaps(bench, split)
+        facts["flags"] = [*self.answers.flags, *facts["flags"]]
+        draft.facts("metrics", facts)
         draft.facts("timing", self._timing(bench, dataset.x(split.nonmembers[:_LARGE])))
 
     def _swaps(self, bench: Bench, split: Split) -> dict[str, Any]:
@@ -117,6 +121,7 @@ class MeasureUtility(Task):
             "swap_detection_auc": found.auc,
             "swap_detection_auc_low": found.low,
             "swap_detection_auc_high": found.high,
+            "swap_detection_p": found.p,
             "flags": ["swap_detectable"] if found.detectable else [],
         }
 

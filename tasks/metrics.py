@@ -13,12 +13,15 @@ from tasks._intervals import (
     auc,
     auc_interval,
     auc_limits,
+    auc_p_value,
     bca_bootstrap,
     checked,
     clopper_pearson,
     delong,
     delong_paired,
     equivalent,
+    holm,
+    mean_interval,
     seed_interval,
 )
 
@@ -29,6 +32,7 @@ __all__ = [
     "auc",
     "auc_interval",
     "auc_limits",
+    "auc_p_value",
     "bca_bootstrap",
     "calibrate",
     "class_independence",
@@ -39,7 +43,9 @@ __all__ = [
     "ece",
     "epsilon_lower_bound",
     "equivalent",
+    "holm",
     "l1",
+    "mean_interval",
     "seed_interval",
     "tpr_at_fpr",
 ]

@@ -204,7 +204,7 @@ class RunAttack(Task):
         rows: NDArray[np.int64],
         is_member: NDArray[np.bool_],
     ) -> list[str]:
-        flags = []
+        flags = self.answers.flags
         ignorant = self.fit_on == "clean" or (bool(self.trainings) and not self.adaptive)
         if ignorant and self.answers.defenses:
             flags.append("non_adaptive")
@@ -244,6 +244,7 @@ class RunAttack(Task):
             cal_rows=cal_rows,
             judged_rows=judged_rows,
             judged_is_member=is_member,
+            leaky="leaky" in self.answers.flags,
             judge=self.judge,
         )
 

@@ -37,7 +37,7 @@ def make_setting(
     dataset: Dataset,
     *,
     member_rows: NDArray[np.int64],
-    reference_rows: tuple[NDArray[np.int64], NDArray[np.int64]],
+    reference: Reference,
     architecture: Architecture,
     seed: int,
     device: str,
@@ -50,7 +50,7 @@ def make_setting(
     Args:
         dataset: where rows become records.
         member_rows: D1.
-        reference_rows: D2 as (fit, val).
+        reference: D2, or what the defender has in its place.
         architecture: of the model being defended; `train` uses its recipe.
         seed: default seed of `train`.
         device: of torch.
@@ -58,10 +58,6 @@ def make_setting(
         answer: the model's answers; None while it is not trained yet.
         losses: filled with the loss history of every `train` call.
     """
-    fit, val = reference_rows
-    both = np.concatenate([fit, val])
-    x, y = dataset.x(both), dataset.y[both]
-    cut = len(fit)
 
     def train(
         records: Records,
@@ -92,7 +88,7 @@ def make_setting(
 
     return DefenderSetting(
         members=Records(dataset.x(member_rows), dataset.y[member_rows]),
-        reference=Reference(x, y, fit=Records(x[:cut], y[:cut]), val=Records(x[cut:], y[cut:])),
+        reference=reference,
         num_classes=dataset.num_classes,
         answer=_untrained if answer is None else answer,
         trained=trained,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from storage import splits
 from storage.artifacts import Artifact, Draft
+from storage.card import card
 from storage.datasets import Dataset, as_text
 from storage.given import GIVEN_ROLES, given_split
 from tasks.base import ADDED, Data, Task, stream
@@ -143,8 +144,8 @@ class Split(Task):
         draft.table(
             "split", {"role": np.concatenate(names), "row": np.concatenate([*roles.values()])}
         )
-        card: dict[str, Any] = splits.card(split, dataset.y, dataset.groups)
-        draft.facts("metrics", {"dataset": dataset.name, "content": dataset.content_hash, **card})
+        about = {"dataset": dataset.name, "content": dataset.content_hash}
+        draft.facts("metrics", about | card(split, dataset.y, dataset.groups))
 
 
 def write_rows_seen(draft: Draft, seen: dict[str, NDArray[np.int64]]) -> None:

@@ -10,18 +10,17 @@ from numpy.typing import NDArray
 from defenses.base import Defense, TrainingDefense
 from storage import splits
 from storage.artifacts import Draft
-from tasks.architectures import Architecture
-from tasks.base import Task, random_generator, stream
-from tasks.service import Stage, TrainedView
+from storage.halves import half_split
+from tasks.base import random_generator, stream
+from tasks.block import BLOCK, Block, BlockModel
+from tasks.reference import reference_of
 from tasks.setting import make_setting
-from tasks.split import Split, write_rows_seen
-from tasks.stacked import joined, one_of, train_many
-from tasks.train_target import TrainTarget, classifier_stage, classifier_view
+from tasks.split import write_rows_seen
+from tasks.stacked import joined, train_many
+from tasks.train_target import TrainTarget
 from tasks.worker import Bench
 
-__all__ = ["BLOCK", "LoneShadow", "Shadow", "TrainShadows", "shadow_pool", "shadow_rows"]
-
-BLOCK = 4  # even, so that a block holds whole pairs; two stacks, and enough blocks to share out
+__all__ = ["LoneShadow", "Shadow", "TrainShadows", "shadow_pool", "shadow_rows"]
 
 
 def shadow_pool(split: splits.Split, judge: splits.Judge, seed: int) -> NDArray[np.int64]:
@@ -46,37 +45,22 @@ def shadow_pool(split: splits.Split, judge: splits.Judge, seed: int) -> NDArray[
 
 
 @dataclass(frozen=True, eq=False)
-class TrainShadows(Task):
+class TrainShadows(Block):
     """A block of shadow models trained together, each on its half of the pool.
 
     Blocks are of fixed size, so that asking for 32 shadows where 16 exist trains 16 more.
 
     Attributes:
-        split: the partition of the dataset.
-        architecture: the target's network and recipe.
         judge: whose records are judged, hence in the pool.
         block: which block; it holds shadows BLOCK * block to BLOCK * block + BLOCK - 1.
         defense: the target's training defense, if the shadows carry it.
     """
 
     VERSION: ClassVar[int] = 1
-    SECONDS: ClassVar[float] = 10.0
 
-    split: Split
-    architecture: Architecture
     judge: splits.Judge
     block: int
     defense: Defense | None = None
-
-    @property
-    def dataset(self) -> str:
-        """The name of the dataset."""
-        return self.split.dataset
-
-    @property
-    def name(self) -> str:
-        """The architecture."""
-        return self.architecture.name
 
     def design(self, bench: Bench) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """The pool [n], and which of it each shadow of this block trains on [BLOCK, n]."""
@@ -85,7 +69,7 @@ class TrainShadows(Task):
             pool = shadow_pool(bench.split(self.split), self.judge, self.seed)
             first = BLOCK * self.block
             seed = stream(self.seed, "shadow.halves")
-            return pool, splits.half_split(pool, first + BLOCK, seed=seed)[first:]
+            return pool, half_split(pool, first + BLOCK, seed=seed)[first:]
 
         return bench.keep(("design", self.key), make)
 
@@ -122,10 +106,11 @@ class TrainShadows(Task):
 
     def _defended(self, bench: Bench, index: int, seed: int) -> dict[str, NDArray[Any]]:
         member_rows, reference_rows = self.rows_of(index, bench)
+        dataset = bench.dataset(self.split.data)
         setting = make_setting(
-            bench.dataset(self.split.data),
+            dataset,
             member_rows=member_rows,
-            reference_rows=reference_rows,
+            reference=reference_of(dataset, *reference_rows),
             architecture=self.architecture,
             seed=seed,
             device=bench.device,
@@ -162,65 +147,14 @@ class LoneShadow(TrainTarget):
 
 
 @dataclass(frozen=True, eq=False)
-class Shadow(Task):
-    """One shadow of a block as a classifier of its own, to be asked and defended.
-
-    Attributes:
-        block: where it was trained.
-        index: which of the block.
-    """
+class Shadow(BlockModel):
+    """One shadow of a block; a defense around it is fitted on half of its OUT rows."""
 
     VERSION: ClassVar[int] = 1
-    SECONDS: ClassVar[float] = 0.1
 
     block: TrainShadows
-    index: int
-
-    @property
-    def dataset(self) -> str:
-        """The name of the dataset."""
-        return self.block.dataset
-
-    @property
-    def name(self) -> str:
-        """The architecture."""
-        return self.block.name
-
-    @property
-    def split(self) -> Split:
-        """The partition of the dataset."""
-        return self.block.split
-
-    @property
-    def architecture(self) -> Architecture:
-        """The target's network and recipe."""
-        return self.block.architecture
 
     @property
     def defense(self) -> Defense | None:
         """The training defense, or None."""
         return self.block.defense
-
-    def member_rows(self, bench: Bench) -> NDArray[np.int64]:
-        """The rows it trained on."""
-        return self.block.rows_of(self.index, bench)[0]
-
-    def reference_rows(self, bench: Bench) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The reference rows of a defense around it: half of the rows it did not train on."""
-        return self.block.rows_of(self.index, bench)[1]
-
-    def run(self, bench: Bench, draft: Draft) -> None:
-        """Write its weights alone."""
-        draft.arrays("weights", one_of(bench.arrays(self.block, "weights"), self.index))
-        write_rows_seen(draft, {"members": self.member_rows(bench)})
-        draft.facts(
-            "metrics", {"train_s": bench.open(self.block).facts("metrics")["train_s"] / BLOCK}
-        )
-
-    def stage(self, bench: Bench, noise: str = "deterministic") -> Stage:
-        """The trained classifier, to be asked."""
-        return classifier_stage(self, bench)
-
-    def trained(self, bench: Bench) -> TrainedView:
-        """The shadow as the plugin that asked for it sees it."""
-        return classifier_view(self, bench)

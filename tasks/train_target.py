@@ -1,7 +1,7 @@
 """Task: a trained classifier, the target or one trained like it."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Protocol, cast
 
@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from defenses.base import Defense, TrainingDefense
+from defenses.base import Defense, Diagnosing, OutputDefense, TrainingDefense
 from storage.artifacts import ArtifactDamaged, Draft
 from tasks import training
 from tasks.architectures import Architecture
-from tasks.base import Rows, Task, random_generator, stream
+from tasks.base import ADDED, Rows, Task, random_generator, stream
+from tasks.reference import ReferenceFrom, referred
 from tasks.service import Custom, Model, Service, Stage, TrainedView
 from tasks.setting import make_setting
 from tasks.split import Split, write_rows_seen
@@ -33,6 +34,8 @@ class TrainTarget(Task):
         rows: what it trains on; None for the members of the split.
         reference: the defender's reference rows; None for those of the split.
         trainings: models the training defense asked for.
+        reference_from: what the training defense is given for reference records; None for
+            `reference`, which any defense around the model has too.
     """
 
     VERSION: ClassVar[int] = 1
@@ -44,6 +47,7 @@ class TrainTarget(Task):
     rows: Rows | None = None
     reference: Rows | None = None
     trainings: tuple[Task, ...] = ()
+    reference_from: ReferenceFrom | None = field(default=None, metadata=ADDED)
 
     @property
     def dataset(self) -> str:
@@ -72,11 +76,12 @@ class TrainTarget(Task):
     def run(self, bench: Bench, draft: Draft) -> None:
         """Write weights, the loss of each epoch, and the rows seen."""
         losses: list[NDArray[np.float64]] = []
-        member_rows, reference_rows = self.member_rows(bench), self.reference_rows(bench)
+        member_rows = self.member_rows(bench)
+        reference, referred_rows = referred(self.reference_from, self, bench, seed=self.seed)
         setting = make_setting(
             bench.dataset(self.split.data),
             member_rows=member_rows,
-            reference_rows=reference_rows,
+            reference=reference,
             architecture=self.architecture,
             seed=self.seed,
             device=bench.device,
@@ -86,7 +91,7 @@ class TrainTarget(Task):
         seen = {"members": member_rows}
         started = time.perf_counter()
         if isinstance(self.defense, TrainingDefense):
-            seen["reference"] = np.concatenate(reference_rows)
+            seen |= referred_rows
             weights = self.defense.train(setting, seed=stream(self.seed, "defense.fit"))
         else:
             weights = setting.train(setting.members)
@@ -95,7 +100,11 @@ class TrainTarget(Task):
         history = losses[-1] if losses else np.empty(0)
         draft.table("history", {"epoch": np.arange(1, len(history) + 1), "loss": history})
         write_rows_seen(draft, seen)
-        draft.facts("metrics", {"train_s": train_s, "epochs": len(history)})
+        facts: dict[str, Any] = {"train_s": train_s, "epochs": len(history)}
+        # One that fits too (an output defense) says it of the fitted state.
+        if isinstance(self.defense, Diagnosing) and not isinstance(self.defense, OutputDefense):
+            facts |= self.defense.diagnose(setting, weights, seed=stream(self.seed, "defense.log"))
+        draft.facts("metrics", facts)
 
     def stage(self, bench: Bench, noise: str = "deterministic") -> Stage:
         """The trained classifier, to be asked. It draws nothing, whatever the noise policy."""

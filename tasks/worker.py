@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from numpy.typing import NDArray
 
 from storage import datasets, splits
-from storage.artifacts import Artifact, Artifacts, Draft
+from storage.artifacts import Artifact, Artifacts, Draft, StoreUnwritable
 from tasks.base import Data, Task
 from tasks.versions import software
 
 if TYPE_CHECKING:
     from tasks.split import Split
 
-__all__ = ["Bench", "Site", "execute", "prepare"]
+__all__ = ["Bench", "Site", "check_journal", "execute", "prepare"]
 
 T = TypeVar("T")
 _REMEMBERED = 96
@@ -167,8 +167,30 @@ def _journal(site: Site, event: str, task: Task) -> None:
     if site.journal is None:
         return
     line = f"{datetime.now(UTC).isoformat()} {os.getpid()} {event} {task.kind} {task.key}\n"
-    file = os.open(site.journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(file, line.encode())
-    finally:
-        os.close(file)
+        file = _open_journal(site.journal)
+        try:
+            os.write(file, line.encode())
+        finally:
+            os.close(file)
+    except OSError as error:  # ends the run, as every task would meet it
+        raise StoreUnwritable(
+            error.errno,
+            f"cannot write the journal {site.journal}: {error.strerror}. Free space or permit "
+            "writing there, or name another file with --journal",
+        ) from error
+
+
+def check_journal(path: Path | None) -> None:
+    """Refuse a journal that cannot be opened; raises ValueError."""
+    try:
+        if path is not None:
+            os.close(_open_journal(path))
+    except OSError as error:
+        raise ValueError(
+            f"--journal {path}: {error.strerror}; name a file that can be written to"
+        ) from error
+
+
+def _open_journal(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

@@ -81,9 +81,8 @@ class WorstCase(Task):
         auc_AS = np.array([[f["auc"] for f in row] for row in figures])
         worst, by_auc = int(accuracy_AS.mean(axis=1).argmax()), int(auc_AS.mean(axis=1).argmax())
         band = self._band(bench, groups)
-        mean, low, high = metrics.seed_interval(accuracy_AS[worst])
-        if accuracy_AS.shape[1] == 1:  # then the interval over records is all there is
-            low, high = (figures[worst][0][f"attack_accuracy_{end}"] for end in ("low", "high"))
+        limits = [[f[f"attack_accuracy_{end}"] for f in figures[worst]] for end in ("low", "high")]
+        mean, low, high = metrics.mean_interval(accuracy_AS[worst], *limits)
         flags = {flag for f in figures[worst] for flag in f["flags"]}
         if self.answers.defenses and not any(task.adaptive for task in self.attacks):
             flags.add("no_adaptive_attack")

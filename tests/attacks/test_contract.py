@@ -29,7 +29,7 @@ THREAT_MODELS = {
     "BB-adaptive",
     "BB-defense-white",
 }
-ASK_ONCE = {"gap", "metric", "ml_leaks", "nsh"}
+ASK_ONCE = {"adversarial_training", "gap", "metric", "mim", "ml_leaks", "nsh"}
 
 
 def classes_in(name: str) -> list[type[Attack]]:

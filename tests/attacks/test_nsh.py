@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from attacks._membership_net import balanced_loss, balanced_sides, batches, mim0
 from attacks.gap import Gap
 from attacks.metric import best_threshold
-from attacks.nsh import Nsh, _balanced_loss, _balanced_sides, _batches, _Net
+from attacks.nsh import Nsh
 
 CPU = Nsh.PRESETS["cpu"]
 
@@ -34,12 +35,12 @@ def widths(net: Any, part: str) -> list[int]:
 
 
 def test_paper_widths() -> None:
-    paper = _Net(30, 1.0, true_confidence=False)
+    paper = mim0(30, 1.0)
     assert widths(paper, "prediction") == [30, 1024, 512, 64]
     assert widths(paper, "label") == [30, 512, 64]
     assert widths(paper, "joint") == [128, 256, 64, 1]
-    assert widths(_Net(30, 1.0, true_confidence=True), "joint") == [129, 256, 64, 1]
-    half = _Net(2, 0.5, true_confidence=True)
+    assert widths(mim0(30, 1.0, true_confidence=True), "joint") == [129, 256, 64, 1]
+    half = mim0(2, 0.5, true_confidence=True)
     assert widths(half, "prediction") == [2, 512, 256, 32]
     assert widths(half, "joint") == [65, 128, 32, 1]
     assert Nsh(**Nsh.PRESETS["paper"]).true_confidence is False
@@ -47,7 +48,7 @@ def test_paper_widths() -> None:
 
 
 def test_net_reads_the_label_and_the_true_confidence() -> None:
-    net = _Net(4, 0.25, true_confidence=True)
+    net = mim0(4, 0.25, true_confidence=True)
     rows = torch.tensor([[0.7, 0.1, 0.1, 0.1]]).repeat(4, 1)
     assert len({round(v, 9) for v in net(rows, torch.arange(4)).tolist()}) == 4
     # With the last-but-one net's label and prediction outputs silenced, p_y is all that is left.
@@ -108,16 +109,16 @@ def test_logit_features_tell_what_single_precision_rounds_away(make_world: Any) 
 def test_batches_use_every_record_once_and_hold_both_sides(flags: Any, seed: int) -> None:
     is_member = np.array([True, False, *flags])
     rng = np.random.default_rng(seed)
-    sides = _balanced_sides(is_member, rng)
+    sides = balanced_sides(is_member, rng)
     num_batches = min(3, *(len(side) for side in sides))
-    batches = list(_batches(sides, num_batches, rng))
-    assert len(batches) == num_batches
-    for members, nonmembers in batches:
+    found = list(batches(sides, num_batches, rng))
+    assert len(found) == num_batches
+    for members, nonmembers in found:
         assert len(members) > 0
         assert is_member[members].all()
         assert len(nonmembers) > 0
         assert not is_member[nonmembers].any()
-    used = np.concatenate([rows for batch in batches for rows in batch])
+    used = np.concatenate([rows for batch in found for rows in batch])
     np.testing.assert_array_equal(np.sort(used), np.arange(len(is_member)))
 
 
@@ -125,7 +126,7 @@ def test_batches_use_every_record_once_and_hold_both_sides(flags: Any, seed: int
 @given(st.integers(500, 700), st.integers(500, 700))
 def test_large_sides_are_cut_to_the_same_size(num_members: int, num_nonmembers: int) -> None:
     is_member = np.repeat([True, False], [num_members, num_nonmembers])
-    sides = _balanced_sides(is_member, np.random.default_rng(0))
+    sides = balanced_sides(is_member, np.random.default_rng(0))
     assert [len(np.unique(side)) for side in sides] == [min(num_members, num_nonmembers)] * 2
 
 
@@ -135,7 +136,7 @@ def test_loss_is_the_class_weighted_cross_entropy(num_members: int) -> None:
     is_member = (torch.arange(10) < num_members).double()
     weight = is_member * 5 / num_members + (1 - is_member) * 5 / (10 - num_members)
     want = torch.nn.functional.binary_cross_entropy_with_logits(log_odds, is_member, weight)
-    assert float(_balanced_loss(log_odds, num_members)) == pytest.approx(float(want), rel=1e-8)
+    assert float(balanced_loss(log_odds, num_members)) == pytest.approx(float(want), rel=1e-8)
 
 
 def test_patience_ends_the_training(world: Any) -> None:

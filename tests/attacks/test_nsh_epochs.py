@@ -1,11 +1,12 @@
-"""The epoch NSH keeps, against a slow reference that holds every epoch."""
+"""The epoch that NSH and its like keep, against a slow reference that holds every epoch."""
 
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attacks.nsh import _Kept, _Net
+from attacks._epochs import Kept
+from attacks._membership_net import balanced_loss, mim0
 
 
 def chosen_slowly(accuracies, losses, num_cal):
@@ -20,14 +21,14 @@ def test_keeps_the_epoch_that_holding_all_would_choose(seed, num_epochs):
     rng = np.random.default_rng(seed)
     num_cal = 40
     is_member = np.arange(num_cal) < num_cal // 2
-    net = _Net(2, 0.01, true_confidence=False)
-    kept = _Kept(num_cal)
+    net = mim0(2, 0.01)
+    kept = Kept(is_member, balanced_loss)
     accuracies, losses = [], []
     for epoch in range(num_epochs):
         log_odds = rng.normal(0, 3, num_cal) + rng.uniform(0, 3) * np.where(is_member, 1, -1)
         with torch.no_grad():
             net.joint[0].bias.fill_(epoch)  # marks the state
-        kept.consider(epoch, log_odds, is_member, net)
+        kept.consider(epoch, log_odds, net)
         called = log_odds > 0
         accuracies.append(0.5 * (called[is_member].mean() + (~called[~is_member]).mean()))
         plus = np.logaddexp(0, -log_odds[is_member]).mean()

@@ -32,7 +32,8 @@ class RowNoise:
         if self.seed is None:
             return np.full(shape, mean)
         keys = [[self.seed, self.calls, int(row)] for row in self.rows]
-        return np.stack([getattr(np.random.default_rng(key), kind)(size=shape[1:]) for key in keys])
+        draws = [getattr(np.random.default_rng(key), kind)(size=shape[1:]) for key in keys]
+        return np.reshape(draws, shape)  # of no rows too
 
     def normal(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
         return self._draw(shape, "normal", 0.0)
@@ -72,10 +73,10 @@ class World:
         return confidences(self.weights, x)
 
     def train(self, records: Records, *, seed: int, **overrides: Any) -> dict[str, NDArray[Any]]:
-        return train(records, self.num_classes, seed=seed, **overrides)
+        return train(records, self.num_classes, seed=seed, device=self.device, **overrides)
 
     def network(self, *, seed: int, **overrides: Any) -> nn.Module:
-        return network(self.num_classes, seed, **overrides)
+        return network(self.num_classes, seed, **overrides).to(self.device)
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.Adam(module.parameters(), lr=self.recipe.learning_rate)
@@ -123,11 +124,13 @@ def train(
     loss: Callable[..., Any] | None = None,
     change: Callable[..., Any] | None = None,
     after_epoch: Callable[..., bool] | None = None,
+    device: str = "cpu",
 ) -> dict[str, NDArray[Any]]:
     """Full-batch training until the members are memorised."""
-    model = network(num_classes, seed, dropout)
+    model = network(num_classes, seed, dropout).to(device)
     adam = torch.optim.Adam(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    x, y = torch.tensor(records.x), torch.tensor(records.y if targets is None else targets)
+    x = torch.tensor(records.x).to(device)
+    y = torch.tensor(records.y if targets is None else targets).to(device)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -141,7 +144,7 @@ def train(
             if after_epoch is not None and after_epoch(epoch, model):
                 break
             model.train()
-    return {name: value.numpy().copy() for name, value in model.state_dict().items()}
+    return {name: value.cpu().numpy().copy() for name, value in model.state_dict().items()}
 
 
 def confidences(weights: Mapping[str, NDArray[Any]], x: NDArray[Any]) -> NDArray[np.float64]:
@@ -217,6 +220,20 @@ def fitted() -> Callable[..., tuple[dict[str, NDArray[Any]], World]]:
 @pytest.fixture
 def prepared() -> Callable[[Defense, World, int], World]:
     return _prepared
+
+
+@pytest.fixture
+def make_outline() -> Callable[[int, str], Plan]:
+    """The plan of a dataset with others beside D1 and D2, whose labels are `alike` or `odd`."""
+
+    def make(num_classes: int, others: str) -> Plan:
+        y = np.random.default_rng(0).integers(num_classes, size=900)
+        if others == "odd":
+            y[600:] = num_classes - 1
+        shuffled = np.random.default_rng(1).permutation(600)
+        return Plan(shuffled[:300], shuffled[300:], y, num_classes)
+
+    return make
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, softmax
 
-from defenses._aeppt_fit import SUBSTITUTE, smallest_step
+from defenses._aeppt_fit import SUBSTITUTE, Answers, Recipe, smallest_step, trained
 from defenses._aeppt_steps import Substitute, finished, perturbed
-from defenses._mlp import TwoBranch, initialised, weights_of
+from defenses._mlp import TwoBranch, balanced_accuracy, initialised, weights_of
 from defenses.aeppt import Aeppt
 from defenses.base import Records
 from tasks.noise import KeyedNoise, noise_keys
@@ -290,6 +290,28 @@ def test_the_chosen_step_weakens_the_classifier_it_was_chosen_with(make_world, f
     assert facts["validation_accuracy"] < facts["validation_accuracy_clean"] - 0.08
     assert facts["substitute_accuracy"] > 0.6
     assert facts["step"] == float(state["step"]) > 0
+
+
+def test_the_substitute_learns_from_scores_that_a_tanh_has_flattened():
+    """A hundred scores about 0.01, where only that of the label tells, by a hundredth."""
+    rng = np.random.default_rng(8)
+
+    def answers(members):
+        label, height = (
+            rng.integers(100, size=400),
+            rng.normal(0.07 if members else 0.06, 4e-3, 400),
+        )
+        c = rng.normal(0.0094, 1e-5, size=(400, 100))
+        c[np.arange(400), label] = height
+        return Answers(c, label)
+
+    recipe = Recipe(epochs=30, learning_rate=1e-3, batch_size=512, device="cpu")
+    fit_on, judged_on, new = ((answers(True), answers(False)) for _ in range(3))
+    net = trained(SUBSTITUTE, fit_on, judged_on, recipe, seed=0)
+    with torch.no_grad():
+        odds = [net(*side.tensors("cpu")).numpy() for side in new]
+    # The best any classifier can do is 0.89.
+    assert balanced_accuracy(*odds) > 0.7
 
 
 def test_labels_at_fit(make_world, fitted):

@@ -300,6 +300,88 @@ def test_noise_policy_decides_whether_repeats_differ(make_world, fitted, make_no
     assert np.abs(first - other).max() > 1e-6
 
 
+def test_the_swapper_asks_records_the_model_never_saw_whatever_the_reformer_learns_from():
+    setting = table(num_members=400)
+    usual = Purifier(**SWAPPER | {"swap_radius": None}).fit(setting, seed=0)
+    members = setting.members
+    parts = Records(members.x[:320], members.y[:320]), Records(members.x[320:], members.y[320:])
+    on_members = Reference(members.x, members.y, *parts, unseen=setting.reference)
+    changed = replace(setting, reference=on_members)
+    state = Purifier(**SWAPPER | {"swap_radius": None}).fit(changed, seed=0)
+    assert state["swap.rate"] == pytest.approx(0.3)
+    for key, value in usual.items():
+        np.testing.assert_array_equal(state[key], value)
+    # Without D2 beside it, members look as if the model were right about everybody.
+    alone = replace(setting, reference=replace(on_members, unseen=None))
+    assert Purifier(**SWAPPER).fit(alone, seed=0)["swap.rate"] == 0
+
+
+def test_the_reformer_learns_from_what_is_given_in_place_of_the_reference(fitted):
+    setting = table()
+    members = setting.members
+    parts = Records(members.x[:320], members.y[:320]), Records(members.x[320:], members.y[320:])
+    on_members = Reference(members.x, members.y, *parts, unseen=setting.reference)
+    alone = Purifier(**SMALL, swapper=False)
+    with_d2, without = (
+        fitted(alone, replace(setting, reference=reference), 0)[0]
+        for reference in (on_members, replace(on_members, unseen=None))
+    )
+    usual, _ = fitted(alone, setting, 0)
+    for key, value in with_d2.items():
+        np.testing.assert_array_equal(without[key], value)
+    assert any(not np.array_equal(value, usual[key]) for key, value in with_d2.items())
+
+
+@pytest.mark.parametrize("objective", ["text", "code", "elbo"])
+@pytest.mark.parametrize("form", ["G", "H", "G then H", "H then G"])
+def test_every_form_runs_under_every_objective_and_noise(objective, form, fitted, make_noise):
+    """The ablations of methods.md 4.3, each released by fresh, per-input and no noise."""
+    setting = table()
+    defense = Purifier(
+        **SMALL,
+        objective=objective,
+        reformer=form != "H",
+        swapper=form != "G",
+        order="old" if form == "G then H" else "new",
+    )
+    state, _ = fitted(defense, setting, 0)
+    c = setting.answer(setting.members.x)
+    fresh, again, kept, kept_again, still = (
+        defense.apply(c, state, make_noise(range(400), seed=seed)) for seed in (1, 2, 3, 3, None)
+    )
+    for released in (fresh, kept, still):
+        assert np.isfinite(released).all()
+        np.testing.assert_allclose(released.sum(axis=1), 1, atol=1e-9)
+    np.testing.assert_array_equal(kept, kept_again)
+    # Only the reformer draws: what the swapper does to a repeat is the same every time.
+    assert np.array_equal(fresh, again) == np.array_equal(fresh, still) == (form == "H")
+    if form == "H":
+        swapped = np.flatnonzero(fresh.argmax(axis=1) != c.argmax(axis=1))
+        np.testing.assert_array_equal(swapped, state["swap.member"])
+
+
+@given(right=st.tuples(st.integers(0, 100), st.integers(0, 100)), num=st.integers(5, 120))
+def test_the_share_swapped_is_exact(right, num):
+    """Equation 2 to the record, and what was swapped once is swapped again."""
+    setting = table(num_members=num, num_reference=50, right=(right[0] / 100, right[1] / 100))
+    defense = Purifier(**SWAPPER)
+    state = defense.fit(setting, seed=0)
+    members = setting.members
+    clean = setting.answer(members.x)
+    accuracies = [
+        np.mean(setting.answer(part.x).argmax(axis=1) == part.y)
+        for part in (members, setting.reference)
+    ]
+    expected = 0.0
+    if accuracies[0] > accuracies[1]:
+        expected = (accuracies[0] - accuracies[1]) / accuracies[0]
+    first, second = (defense.apply(clean, state, None) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    changed = np.flatnonzero(first.argmax(axis=1) != clean.argmax(axis=1))
+    np.testing.assert_array_equal(changed, state["swap.member"])
+    assert len(changed) == round(expected * num)
+
+
 def test_true_labels_never_reach_the_reformer(make_world, fitted):
     world = make_world(10)
     defense = Purifier(**SMALL, swapper=False)

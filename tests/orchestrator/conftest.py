@@ -17,6 +17,8 @@ from orchestrator.check import load_experiment
 from orchestrator.cli import app
 from orchestrator.resume import Store
 from orchestrator.run import Options, Outcome, run
+from storage._mlflow import connect
+from storage.tracking import default_uri
 
 TINY = {
     "name": "tiny",
@@ -70,6 +72,19 @@ class Quiet:
 
     def end(self):
         pass
+
+
+@pytest.fixture(scope="session")
+def quiet():
+    return Quiet
+
+
+@pytest.fixture(scope="session")
+def new_history(tmp_path_factory):
+    """A fresh MLflow database costs seconds of migrations; this one has had them."""
+    folder = tmp_path_factory.mktemp("history")
+    connect(default_uri(folder))
+    return folder / "mlflow.db"
 
 
 @dataclass
@@ -241,6 +256,25 @@ def finished(tmp_path_factory):
 def done(finished, tmp_path):
     shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
     return Place(tmp_path)
+
+
+@pytest.fixture
+def before_forms():
+    """`before_forms(store, name)`: the store as it was made before forms of experiments were kept.
+
+    It has the cells of the last form in one part that says nothing of forms.
+    """
+
+    def turn(root: Path, name: str) -> None:
+        tables = Store(root).tables
+        form = tables.forms.current(name)
+        path, columns = tables.forms.path(name, form), ["form", "service", "settings"]
+        rows = pd.read_parquet(path).drop(columns=columns).to_dict("records")
+        tables.forms.forget(name)
+        tables.write_cells(name, rows)
+        shutil.rmtree(root / "experiments" / name / "forms")
+
+    return turn
 
 
 class _Of(ctypes.Structure):

@@ -15,6 +15,8 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from storage.queries import query
+
 
 def test_stores_that_are_none(place: Any) -> None:
     file = place.file()
@@ -38,6 +40,36 @@ def test_a_name_with_a_zero_byte(place: Any) -> None:
     said = place.command("run", place.file(), "--inline", "--store", "a\0b")
     assert said.code == 2
     assert "Usage" in said.text
+
+
+COMMANDS = {
+    "query": ["SELECT 1"],
+    "status": ["tiny.yaml"],
+    "plan": ["tiny.yaml"],
+    "timeline": ["tiny.yaml"],
+    "history": [],
+    "show": ["abcdef"],
+    "gc": [],
+    "doctor": ["--quick"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_file_where_a_table_has_its_folder_is_one_clear_error(
+    done: Any, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or every answer would be as if there were no results."""
+    monkeypatch.chdir(done.folder)
+    table = done.store / "tables" / "results"
+    shutil.rmtree(table)
+    table.write_text("mine")
+    done.file()
+    said = done.command(command, *COMMANDS[command], "--store", done.store)
+    assert said.code == 2, said.text
+    assert f"{table} is a file where a store has a folder" in said.flat
+    assert len(said.text.splitlines()) == 1
+    with pytest.raises(ValueError, match="is a file where a store has a folder"):
+        query(done.store, "SELECT 1")
 
 
 @pytest.mark.parametrize("name", ["artifacts", "tables", "experiments", "damaged"])

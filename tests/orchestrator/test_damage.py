@@ -54,34 +54,11 @@ FILES = {
 }
 
 
-class Quiet:
-    """Progress that keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.ran: list[str] = []
-        self.notes: list[str] = []
-
-    def begin(self, prepared: Any) -> None: ...
-
-    def started(self, worker: str, task: Any) -> None: ...
-
-    def finished(self, worker: str, task: Any, seconds: float) -> None:
-        self.ran.append(task.key)
-
-    def failed(self, worker: str, task: Any, error: str) -> None:
-        self.notes.append(f"failed: {error}")
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-    def end(self) -> None: ...
-
-
 class Lab:
-    """The small experiment and a store."""
+    """The small experiment and a store; `quiet` makes a progress that keeps what it was told."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, quiet: Any) -> None:
+        self.root, self.quiet = root, quiet
         self.file = root / "small.yaml"
         self.file.write_text(yaml.safe_dump(SMALL))
 
@@ -93,8 +70,8 @@ class Lab:
     def tables(self) -> Tables:
         return Tables(self.store / "tables")
 
-    def run(self) -> tuple[Outcome, Quiet]:
-        quiet = Quiet()
+    def run(self) -> tuple[Outcome, Any]:
+        quiet = self.quiet()
         options = Options(store=self.store, executor="inline")
         return run(load_experiment(str(self.file)), options, quiet), quiet
 
@@ -173,20 +150,20 @@ def opened_files() -> Iterator[set[str]]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab, Plan]:
+def finished(tmp_path_factory: pytest.TempPathFactory, quiet: Any) -> tuple[Lab, Plan]:
     """A store in which the experiment is done; tests work on copies."""
-    lab = Lab(tmp_path_factory.mktemp("finished"))
-    outcome, quiet = lab.run()
+    lab = Lab(tmp_path_factory.mktemp("finished"), quiet)
+    outcome, told = lab.run()
     assert not outcome.failed, outcome.failed
     assert not outcome.warnings, outcome.warnings
-    assert not quiet.notes, quiet.notes
+    assert not told.notes, told.notes
     return lab, make_plan(load_experiment(str(lab.file)), None)
 
 
 @pytest.fixture
-def copy(finished: tuple[Lab, Plan], tmp_path: Path) -> Lab:
+def copy(finished: tuple[Lab, Plan], tmp_path: Path, quiet: Any) -> Lab:
     shutil.copytree(finished[0].store, tmp_path / "store")
-    return Lab(tmp_path)
+    return Lab(tmp_path, quiet)
 
 
 def below(plan: Plan, key: str) -> set[str]:
@@ -268,7 +245,7 @@ def test_a_damaged_artifact(
     reason = (copy.store / "damaged" / aside[0] / "reason.txt").read_text()
     assert file in reason or file == "task.json"  # which may say what is wrong of another
     assert len([note for note in quiet.notes if key[:12] in note]) == 1
-    assert key in quiet.ran
+    assert key in quiet.finished_
     assert Store(copy.store).artifacts.open(key).verify() is None
 
 
@@ -301,7 +278,7 @@ def test_damaged_cells_are_written_anew(
     finished: tuple[Lab, Plan], copy: Lab, way: Callable[[Path], None], permissions_that_count: Any
 ) -> None:
     before, _ = finished
-    way(copy.store / "tables" / "cells" / "small.parquet")
+    way(next((copy.store / "tables" / "cells").rglob("*.parquet")))
     with permissions_that_count():
         outcome, _quiet = copy.run()
     assert outcome.stopped is None
@@ -365,7 +342,7 @@ def test_an_artifact_spoilt_while_it_was_written_is_made_once_more(
     shutil.rmtree(copy.folder(key))
     copy.part("results", key).unlink()
 
-    class Spoiler(Quiet):
+    class Spoiler(copy.quiet):
         def started(self, worker: str, task: Any) -> None:
             shutil.copytree(before.folder(task.key), copy.folder(task.key))
             flipped_in_the_middle(copy.folder(task.key) / "metrics.json")
@@ -373,7 +350,7 @@ def test_an_artifact_spoilt_while_it_was_written_is_made_once_more(
     spoiler = Spoiler()
     options = Options(store=copy.store, executor="inline")
     outcome = run(load_experiment(str(copy.file)), options, spoiler)
-    assert (outcome.failed, spoiler.ran) == ({}, [key])
+    assert (outcome.failed, spoiler.finished_) == ({}, [key])
     assert any("metrics.json does not match its checksum" in note for note in spoiler.notes)
     assert equal(before.tables, copy.tables) == []
 

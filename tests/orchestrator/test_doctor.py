@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from mlflow import MlflowClient
 
 from orchestrator._finding import probe, size
 from orchestrator.doctor import CHECKS, Finding, Place, examine, table
@@ -47,6 +48,25 @@ def test_a_store_that_is_not_there_is_not_made(place):
     assert "the first run makes it" in found["store"].remedy
     assert all(finding.state != "FAIL" for finding in found.values())
     assert not place.store.exists()
+
+
+def test_a_folder_that_is_no_store_is_called_none(place):
+    place.store.mkdir()
+    assert store_of(place)["store"].found.endswith("is empty")
+    (place.store / "thesis.tex").write_text("precious")
+    found = store_of(place)
+    assert found["store"].state == "FAIL"
+    assert "is no store" in found["store"].found
+    assert not found.keys() & {"artifacts", "tables", "MLflow"}
+    assert doctor(place).code == 1
+
+
+def test_deleted_runs_of_the_history_do_not_count(done):
+    assert store_of(done)["MLflow"].found == "mlflow.db holds 3 runs"  # 2 cells, their experiment
+    client = MlflowClient(f"sqlite:///{done.store}/mlflow.db")
+    ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    client.delete_run(client.search_runs(ids)[0].info.run_id)
+    assert store_of(done)["MLflow"].found == "mlflow.db holds 2 runs"
 
 
 def test_a_store_that_cannot_be_written_fails(done, permissions_that_count):

@@ -33,12 +33,13 @@ VALID: dict[str, Any] = {
     "defenses": [
         "none",
         {"name": "purifier", "label": "small", "epochs": 2, "noise": "per_input"},
+        {"name": "prototype", "reference": {"from": "members", "size": 30}},
         ["l2", {"name": "purifier", "grid": {"latent": [2, 3]}, "preset": "sound"}],
     ],
     "attacks": [
         "gap",
         {"name": "ml_leaks", "adversary": 3, "adaptive": True},
-        {"name": "lira", "num_shadows": 4},
+        {"name": "lira", "num_shadows": 6},
         {"name": "nsh", "grid": {"width": [0.5, 1.0]}, "fit_on": "clean"},
     ],
     "adaptive": True,
@@ -185,7 +186,7 @@ def many(number: int) -> settings:
 
 # Of each of four: 5,000 files and settings in all when there is time.
 FEW_AND_MANY = pytest.mark.parametrize(
-    "number", [100, pytest.param(1250, marks=pytest.mark.slow, id="many")]
+    "number", [60, pytest.param(1250, marks=pytest.mark.slow, id="many")]
 )
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from orchestrator.check import load_experiment
-from orchestrator.garbage import collect, survey
+from orchestrator.garbage import collect, forget, survey, weights
 from orchestrator.plan import make_plan
 from orchestrator.resume import Store
 from storage.artifacts import Artifacts
@@ -42,23 +42,48 @@ def test_nothing_of_a_finished_experiment_can_go(done):
     assert (said.code, "removed 0 pieces" in said.flat) == (0, True)
 
 
-def test_what_only_the_former_settings_needed_goes_and_comes_back_the_same(done):
+def test_an_earlier_form_keeps_what_it_needs_until_it_is_forgotten(done):
     former, before = keys(done), done.rows("results").set_index("task_key")
     assert done.run(**OTHER).code == 0
     current = keys(done, **OTHER)
-    assert loose(done) == former - current
+    assert loose(done) == set()
+    assert loose(done, "tiny@earlier") == former - current
     listed = gc(done)
+    assert "target.epochs=2" in listed.flat
+    assert "nothing to remove" in listed.flat
+    ((form, count, _),) = weights(survey(Store(done.store), None))
+    assert (form.title in listed.text, count) == (True, len(former - current))
+    listed = gc(done, "--forget", form.title)
     assert "nothing was removed; --delete does it" in listed.flat
     assert set(done.artifacts()) == former | current
-    assert gc(done, "--delete").code == 0
+    said = gc(done, "--forget", form.title[:12], "--delete")
+    assert (said.code, "forgot 1 earlier form of tiny" in said.flat) == (0, True)
     assert set(done.artifacts()) == current
     for table in ("tasks", "results", "utility", "scores"):
         held = {p.stem.removeprefix("part-") for p in (done.store / "tables" / table).iterdir()}
         assert held <= current, table
+    assert "earlier forms" not in gc(done).flat
     assert "nothing to run" in done.run(**OTHER).flat
     assert done.run().code == 0
     after = done.rows("results").set_index("task_key").loc[before.index]
     pd.testing.assert_series_equal(after["attack_accuracy"], before["attack_accuracy"])
+
+
+def test_an_interrupted_form_keeps_what_it_had_finished(done):
+    """Its cells name tasks that were never run, whose inputs only its plan tells."""
+    wider = {"seeds": [0, 1]}
+    assert done.run(**wider).code == 0
+    plan = make_plan(load_experiment(done.file(**wider)), None)
+    ends = {cell.task.key for cell in plan.cells if cell.seed == 1 or cell.kind == "worst"}
+    for key in ends:
+        shutil.rmtree(done.artifacts()[key])
+        for part in (done.store / "tables").glob(f"*/part-{key}.parquet"):
+            part.unlink()
+    assert done.run(seeds=[0], defenses=["none"]).code == 0
+    assert loose(done) == set()
+    begun = {key for key, task in plan.tasks.items() if task.seed == 1} - ends
+    assert begun
+    assert begun <= set(done.artifacts())
 
 
 def test_two_experiments_keep_what_either_needs(done):
@@ -76,8 +101,9 @@ def test_cells_keep_their_chains_when_their_experiments_folder_is_gone(done):
     assert loose(done, "tiny") == keys(done)
 
 
-def test_cells_of_an_older_plan_keep_their_chains(done):
+def test_cells_of_an_older_plan_keep_their_chains(done, before_forms):
     """As after an upgrade: the plan names other keys than the tables still show."""
+    before_forms(done.store, "tiny")
     path = done.store / "experiments" / "tiny" / "experiment.yaml"
     changed = path.read_text().replace("epochs: 2", "epochs: 1")
     assert changed != path.read_text()
@@ -89,10 +115,10 @@ def test_a_study_keeps_its_chain(done):
     former = keys(done)
     trial = next(iter(done.rows("results")["task_key"]))
     assert done.run(**OTHER).code == 0
-    assert trial in loose(done)
+    assert trial in loose(done, "tiny@earlier")
     row = {"study": "s", "number": 0, "state": "complete", "params": "{}"}
     Store(done.store).tables.write("trials", trial, [row])
-    kept = former - loose(done)
+    kept = former - loose(done, "tiny@earlier")
     plan = make_plan(load_experiment(done.file()), None)
     assert {trial, *(task.key for task in plan.tasks[trial].inputs)} <= kept
     assert kept < former
@@ -106,11 +132,28 @@ def own_data(place) -> str:
     return str(path)
 
 
-def test_nothing_goes_while_an_experiment_cannot_be_planned(done):
-    path = own_data(done)
+def own(path) -> dict:
     sizes = {"members": 60, "reference": 60, "nonmembers": 60}
-    data = {"datasets": [{"name": "own", "path": path, "split": sizes}]}
+    return {"datasets": [{"name": "own", "path": path, "split": sizes}]}
+
+
+def test_what_was_run_is_kept_when_its_data_are_gone(done):
+    path = own_data(done)
+    data = own(path)
     assert done.run(name="mine", **data).code == 0
+    mine = keys(done, **data)
+    os.remove(path)
+    assert loose(done) == set()
+    assert gc(done, "--delete").code == 0
+    assert mine <= set(done.artifacts())
+
+
+def test_nothing_goes_while_what_is_needed_cannot_be_told(done, before_forms):
+    """Stores made before forms were kept have only the experiment file to plan from."""
+    path = own_data(done)
+    data = own(path)
+    assert done.run(name="mine", **data).code == 0
+    before_forms(done.store, "mine")
     mine = keys(done, **data)
     os.remove(path)
     (done.store / "artifacts" / "ab" / ("ab" * 32)).mkdir(parents=True)  # something to remove
@@ -130,12 +173,13 @@ def test_nothing_goes_while_an_experiment_cannot_be_planned(done):
     assert (said.code, "forgot the experiment mine" in said.flat) == (0, True)
     assert set(done.artifacts()) == held - mine == keys(done)
     assert not (done.store / "experiments" / "mine").exists()
-    assert not (done.store / "tables" / "cells" / "mine.parquet").exists()
+    assert not list((done.store / "tables" / "cells").glob("mine*"))
     assert not loose(done)
 
 
 @pytest.mark.parametrize("content", [None, "datasets: [nowhere]\nattacks: [gap]\n"])
-def test_an_unreadable_experiment_stops_it_too(done, content):
+def test_an_unreadable_experiment_stops_it_too(done, before_forms, content):
+    before_forms(done.store, "tiny")
     path = done.store / "experiments" / "tiny" / "experiment.yaml"
     path.unlink()
     if content is not None:
@@ -144,10 +188,40 @@ def test_an_unreadable_experiment_stops_it_too(done, content):
     assert set(done.artifacts()) == keys(done)
 
 
-def test_forgetting_what_is_not_there_is_refused(done):
-    said = gc(done, "--forget", "tyni")
+@pytest.mark.parametrize("how", ["cut", "a key changed"])
+def test_a_damaged_form_is_planned_anew_from_its_settings_or_stops_it(done, how):
+    assert done.run(**OTHER).code == 0
+    ((form, _, _),) = weights(survey(Store(done.store), None))
+    path = form.file.with_suffix(".json")
+    text = path.read_text()
+    key = next(iter(form.tasks))
+    path.write_text(text[:-9] if how == "cut" else text.replace(key, key[::-1]))
+    assert loose(done) == set()
+    form.file.unlink()
+    said = gc(done, "--delete")
     assert said.code == 2
-    assert "--forget tyni: the store has no such experiment; it has: tiny" in said.flat
+    for part in ("nothing was removed", f"{path} is damaged", f"sfumato gc --forget {form.title}"):
+        assert part in said.flat
+    assert keys(done) <= set(done.artifacts())
+    assert gc(done, "--forget", form.title, "--delete").code == 0
+    assert set(done.artifacts()) == keys(done, **OTHER)
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ("tyni", "the store has no such experiment; it has: tiny"),
+        ("tyni@earlier", "the store has no such experiment; it has: tiny"),
+        ("tiny@0000000", "tiny has no such form; its earlier forms: none, or earlier"),
+        ("tiny@", "tiny has no such form"),
+        ("tiny@{current}", "that is how tiny was run last; --forget tiny forgets all of it"),
+    ],
+)
+def test_forgetting_what_is_not_there_is_refused(done, named, told):
+    named = named.format(current=Store(done.store).tables.forms.current("tiny"))
+    said = gc(done, "--forget", named)
+    assert said.code == 2
+    assert f"--forget {named}: {told}" in said.flat
 
 
 def test_drafts_go_once_their_process_is_gone_and_the_set_aside_only_when_asked(done):
@@ -183,7 +257,8 @@ def test_drafts_go_once_their_process_is_gone_and_the_set_aside_only_when_asked(
 @pytest.mark.parametrize("at", [1, 5])
 def test_killed_while_removing_no_half_artifact_is_left_in_place(done, at):
     assert done.run(**OTHER).code == 0
-    wanted, going = keys(done, **OTHER), loose(done)
+    wanted, going = keys(done, **OTHER), loose(done, "tiny@earlier")
+    forget(Store(done.store), "tiny@earlier")
     code = (
         "import os, sys\n"
         "left = int(sys.argv[1])\n"

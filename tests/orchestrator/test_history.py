@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from orchestrator.check import load_experiment
 from orchestrator.cli import app
 from orchestrator.history import rebuild
+from orchestrator.past import default_columns
 from orchestrator.resume import Store
 from orchestrator.run import Options, run
 from storage.tracking import Rebuilt
@@ -114,6 +115,33 @@ def test_filter_sort_and_limit(undisturbed):
     assert down == up[::-1][:3]
 
 
+def test_rows_that_differ_in_settings_only_are_told_apart(done):
+    plain = CliRunner().invoke(app, ["history", "--store", str(done.store)])
+    assert "target_params" not in plain.stdout
+    assert done.run("--set", "target.epochs=3").code == 0
+    told = CliRunner().invoke(app, ["history", "--store", str(done.store)], env={"COLUMNS": "250"})
+    lines = [line for line in told.stdout.splitlines() if "│ gap " in line]
+    assert sorted(re.findall(r'"epochs": (\d)', told.stdout)) == ["2", "2", "3", "3"]
+    assert len(lines) == 4
+
+
+def test_default_columns_are_names_and_what_tells_alike_rows_apart():
+    rows = [
+        {"label": "none", "attack_label": "gap", "seed": seed, "judge": judge, "auc": auc}
+        for seed, judge, auc in ((0, "members", 0.5), (1, "reference", 0.6))
+    ]
+    assert not {"judge", "attack"} & set(default_columns(rows, "table"))
+    again = [*rows, rows[0] | {"judge": "reference"}]
+    assert "judge" in default_columns(again, "table")
+    assert default_columns(again, "csv") == default_columns(rows, "table")
+
+
+def test_flags_are_explained_under_the_table_only(undisturbed):
+    lab, _, _ = undisturbed
+    assert "underpowered: under 1,000 nonmembers" in ask(lab).stdout
+    json.loads(ask(lab, "--format", "json").stdout)
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -137,8 +165,10 @@ def test_what_cannot_be_asked_is_refused_in_words(undisturbed, args, said):
 
 
 def test_without_a_history_the_remedy_is_named(lab):
-    assert "there is no store at" in ask(lab).stderr
-    lab.store.root.mkdir()
+    for make in (lambda: None, lab.store.root.mkdir):
+        make()
+        assert "there is no store at" in ask(lab).stderr
+    (lab.store.root / "tables").mkdir()
     told = ask(lab)
     assert told.exit_code == 2
     assert "does not exist" in told.stderr
@@ -166,7 +196,7 @@ def test_a_deleted_database_comes_back_from_the_tables_alone(copy):
 
 
 def test_experiments_the_tables_do_not_know_lose_their_rows(copy):
-    (copy.store.root / "tables" / "cells" / "tiny.parquet").unlink()
+    copy.store.tables.forms.forget("tiny")
     assert rebuild(copy.store, None)[0] == {"tiny": Rebuilt(0, 0, 16)}
     assert tracked(copy) == {}
     assert rebuild(copy.store, None)[0] == {"tiny": Rebuilt(0, 0, 0)}

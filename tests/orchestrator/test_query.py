@@ -54,8 +54,10 @@ def said(store, *args, code=0, stdin=None):
     return done
 
 
-def test_without_a_query_it_tells_what_can_be_asked(tmp_path):
-    text = said(tmp_path / "nothing").output
+def test_without_a_query_it_tells_what_can_be_asked(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = said(store).output
+    assert CliRunner().invoke(app, ["query"]).output == text  # also before any run
     for view in ("results", "scores", "worst", "gates", "mean_results", "tradeoff", "slowest"):
         assert view in text
 
@@ -156,9 +158,17 @@ def test_bad_input_is_told_and_ends_with_2(store, tmp_path, monkeypatch, args, t
 
 
 def test_a_store_that_is_not_there_is_told(tmp_path):
-    done = said(tmp_path / "nothing", "SELECT 1", code=2)
-    assert "sfumato run" in done.stderr
-    assert not (tmp_path / "nothing").exists()
+    for sql in ([], ["SELECT 1"]):
+        done = said(tmp_path / "nothing", *sql, code=2)
+        assert "there is no store at" in done.stderr
+        assert "sfumato run" in done.stderr
+        assert not (tmp_path / "nothing").exists()
+
+
+def test_flags_that_are_shown_are_explained(store):
+    text = said(store, "SELECT DISTINCT flags FROM results").output
+    assert "leaky: the defense saw the non-members" in text
+    assert "saw" not in said(store, "SELECT 1 AS flags, 'leaky' AS word").output
 
 
 def test_damage_is_warned_of_and_the_rest_answered(store, tmp_path):
@@ -167,7 +177,7 @@ def test_damage_is_warned_of_and_the_rest_answered(store, tmp_path):
     tables.write("scores", key(2), [{"record": 2, "score": 0.5}])
     (tables.root / "scores" / f"part-{key(1)}.parquet").write_bytes(b"rubbish")
     done = said(tmp_path, "SELECT count(*) AS num FROM scores", "--format", "csv")
-    assert done.stdout == '"num"\n1\n'
+    assert done.stdout == "num\n1\n"
     assert "warning" in done.stderr
     assert key(1) in done.stderr
 
@@ -185,7 +195,7 @@ def test_parquet_is_not_for_terminals(store):
 def test_a_reader_that_has_enough_is_no_error(store):
     command = [*PROGRAM, "FROM range(1000000)", "--format", "csv", "--store", str(store)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b'"range"\n'
+        assert process.stdout.readline() == b"range\n"
         process.stdout.close()
         assert process.stderr.read() == b""
 

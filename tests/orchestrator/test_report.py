@@ -15,6 +15,7 @@ from orchestrator.resume import compare
 
 # What a view adds, and a time that goes its own way between frames and tables.
 SHOWN = ["experiment", "label", "preset", "status", "attack_label", "created_at"]
+SHOWN += ["service", "current", "form", "settings"]
 LABELS = ("none", "purifier", "reformer only", "l2+onehot")
 
 
@@ -99,15 +100,33 @@ def test_an_honest_protocol_is_said_to_be_one(undisturbed):
 
 
 def test_a_leak_voids_the_results(own):
-    leak = {"inputs": True}
-    rewrite(own, "gates", flagged=lambda row: leak.get(row["gate"], False))
-    rewrite(own, "results", flags=lambda row: ["blind_leak"])
+    flag_inputs(own, p=1e-5)
     text = results(own)
     assert (
         "LEAK: membership is told by inputs alone in 1 of 1 seeds; their results are void" in text
     )
     assert all(cell[0].endswith(" V") for cell in cells(text, "gap"))
     assert "V = void: the inputs alone tell membership (checks)" in text
+
+
+def flag_inputs(lab, p):
+    """The gate of the inputs, of three, flagged with a p-value."""
+    rewrite(
+        lab,
+        "gates",
+        flagged=lambda row: row["gate"] == "inputs",
+        p=lambda row: p if row["gate"] == "inputs" else row["p"],
+    )
+    rewrite(lab, "results", flags=lambda row: ["blind_leak"])
+
+
+def test_a_flag_that_chance_raises_among_as_many_gates_voids_nothing(own):
+    flag_inputs(own, p=0.0009)
+    text = results(own)
+    assert "LEAK" not in text
+    assert "no leak found in the protocol; inputs alone in 1 of 1 seeds p ≤ 0.001" in text
+    assert not any(cell[0].endswith("V") for cell in cells(text, "gap"))
+    assert "V = void" not in text
 
 
 def test_unlucky_classes_are_told_but_void_nothing(own):
@@ -123,6 +142,7 @@ def test_a_defense_whose_swaps_show_is_marked(own):
         own,
         "utility",
         flags=lambda row: ["swap_detectable"] if swaps in row["defense_params"] else [],
+        swap_detection_p=lambda row: 1e-5,
     )
     assert "│ purifier s " in results(own)
     assert "│ reformer only │" in results(own)
@@ -157,7 +177,7 @@ def test_without_some_attack_the_worst_is_marked_incomplete(own):
     outcome, _ = own.run(**changes)
     assert len(outcome.failed) == 1
     text = results(own, **changes)
-    gap = own.store.tables.frame("results", "tiny")["attack_accuracy"].item()
+    gap = own.store.tables.frame("results", "tiny", outcome.form)["attack_accuracy"].item()
     assert cells(text, "worst of these") == [[f"{100 * gap:.1f}", "gap", "incomplete"]]
     assert "missing: synth_s, none, worst of the attacks (blocked: RunAttack nsh failed" in text
     plan = make_plan(load_experiment(str(own.file(**changes))), None)

@@ -150,7 +150,7 @@ def test_a_failure_is_forgotten_once_its_task_succeeds(lab):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_tables_are_equal_on_ray(undisturbed, lab, workers):
     before, outcome, _ = undisturbed
     again, _quiet = lab.run(executor="ray", workers=workers)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from storage import splits
+from tasks.block import BLOCK
 from tasks.run_attack import ShadowModels, is_shadow
-from tasks.train_shadows import BLOCK, shadow_pool
+from tasks.train_shadows import shadow_pool
 from tasks.worker import Bench, Site
 
 SHADOWS = 8

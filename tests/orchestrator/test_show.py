@@ -208,6 +208,7 @@ def test_each_task_is_spelled_out_once(world):
 def test_first_digits_are_enough_while_they_name_one_task(world):
     key = world.key("gap")
     assert find_key(world.store, key) == find_key(world.store, f" {key[:20].upper()} ") == key
+    assert find_key(world.store, f'"{key[:20]}"\n') == find_key(world.store, f"'{key}'") == key
     twin = key[:30] + ("0" if key[30] != "0" else "1") * 34
     (world.place.store / "artifacts" / twin[:2] / twin).mkdir()
     said = world.show(key[:30])

@@ -2,6 +2,7 @@
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ PATIENCE_S = 120
 @pytest.mark.parametrize(
     "place", [["--inline"], pytest.param(["--workers", "1"], marks=pytest.mark.ray)]
 )
-def test_stopped_by_a_signal(lab, place, how):
+def test_stopped_by_a_signal(lab, new_history, place, how):
+    lab.store.root.mkdir()
+    shutil.copy(new_history, lab.store.root)
     argv = [sys.executable, "-m", "orchestrator", "run", str(lab.file()), *place]
     argv += ["--store", str(lab.store.root), "--journal", str(lab.journal)]
     driver = subprocess.Popen(

@@ -25,3 +25,20 @@ def test_tasks_of_other_experiments_are_left_out(undisturbed):
         chrome_trace({key: outcome.plan.tasks[key]}, lab.store.tables.frame("tasks"))
     )
     assert [e["args"]["key"] for e in trace["traceEvents"] if e["ph"] == "X"] == [key]
+
+
+def test_damaged_parts_are_told_and_an_experiment_not_run_is_named(done, monkeypatch):
+    monkeypatch.chdir(done.folder)
+    (part, *_) = sorted((done.store / "tables" / "tasks").glob("part-*.parquet"))
+    part.write_bytes(b"rubbish")
+    said = done.command("timeline", done.file(), "--store", done.store)
+    assert said.code == 0
+    assert "warning: " in said.text
+    assert part.name in said.text
+    assert (done.folder / "tiny.trace.json").exists()
+    other = done.command(
+        "timeline", done.file(name="other", seeds=[7]), "--store", done.store, "--out", "x.json"
+    )
+    assert other.code == 2
+    assert "no finished task of the experiment 'other' as" in other.flat
+    assert not (done.folder / "x.json").exists()

@@ -1,14 +1,49 @@
-"""One MLflow database, made once by a driver of its own; tests write to copies of it."""
+"""A person's files; and one MLflow database, made once, of which tests write to copies."""
 
 import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from storage.datasets import Dataset, Source, load
 from storage.tracking import default_uri
+
+
+@dataclass(frozen=True)
+class Files:
+    """A person's files in a folder."""
+
+    folder: Path
+
+    def table(self, name: str, **columns: Any) -> Path:
+        pq.write_table(pa.table(columns), self.folder / name)
+        return self.folder / name
+
+    def arrays(self, name: str, **named: Any) -> Path:
+        np.savez(self.folder / name, **named)
+        return self.folder / name
+
+    def read(self, path: Path) -> Dataset:
+        return load(Source("own", path=str(path)), None)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def files_in() -> type[Files]:
+    return Files
+
 
 FIRST_RUN = """
 import json, sys

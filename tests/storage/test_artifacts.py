@@ -19,7 +19,6 @@ from storage.artifacts import (
     Artifacts,
     Draft,
     StoreUnwritable,
-    write_whole,
 )
 
 TASK = '{"seed":1}'
@@ -342,64 +341,6 @@ def test_two_writers_at_once_leave_one_whole_copy(artifacts):
     who = artifact.facts("f")["who"]
     assert set(artifact.arrays("w")["a"]) == {float(who)}
     assert [path.name for path in artifacts.root.iterdir()] == [KEY[:2]]
-
-
-@pytest.fixture
-def tiny_disk(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"mounting a file system is not permitted: {mounted.stderr.decode().strip()}")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
-def test_a_full_disk_is_told_and_leaves_nothing(tiny_disk):
-    artifacts = Artifacts(tiny_disk / "artifacts")
-    noise = np.random.default_rng(0).random(400_000)
-    for kind in ("arrays", "table"):
-        with pytest.raises(StoreUnwritable, match="No space left on device") as caught:
-            artifacts.put(
-                KEY, TASK, lambda draft, kind=kind: getattr(draft, kind)("w", {"n": noise})
-            )
-        assert str(artifacts.root) in str(caught.value)
-        assert "--store" in str(caught.value)
-        assert list(artifacts.root.iterdir()) == []
-    artifacts.put(KEY, TASK, fill)
-    artifacts.open(KEY).verify()
-
-
-def test_a_small_file_is_replaced_whole_or_not_at_all(tiny_disk):
-    path = tiny_disk / "experiments" / "versions.json"
-    write_whole(path, "old")
-    write_whole(path, "né")
-    assert path.read_text(encoding="utf-8") == "né"
-    with pytest.raises(StoreUnwritable, match="No space left on device"):
-        write_whole(path, "x" * 2**21)
-    assert path.read_text(encoding="utf-8") == "né"
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_read_only_store_is_told_and_still_read(tiny_disk):
-    artifacts = Artifacts(tiny_disk / "artifacts")
-    artifacts.put(KEY, TASK, fill)
-    subprocess.run(["mount", "-o", "remount,ro", tiny_disk], check=True)
-    with pytest.raises(StoreUnwritable, match="Read-only file system"):
-        artifacts.put(hashlib.sha256(b"{}").hexdigest(), "{}", fill)
-    with pytest.raises(StoreUnwritable, match="Read-only file system"):
-        artifacts.set_aside(KEY, "x")
-    artifacts.open(KEY).verify()
-
-
-def test_a_store_on_another_disk_than_its_folder_can_set_aside(tiny_disk):
-    artifacts = Artifacts(tiny_disk)  # `damaged` lies outside the mount: no rename leads there
-    artifacts.put(KEY, TASK, fill)
-    place = artifacts.set_aside(KEY, "x")
-    assert (place / "artifact" / "task.json").is_file()
-    assert artifacts.state(KEY) == "absent"
 
 
 def test_a_store_can_be_shared_by_its_group(put_once):

@@ -4,7 +4,7 @@ import json
 from hashlib import sha256
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.artifacts import Artifacts
@@ -73,6 +73,7 @@ KEYS = st.text("0123456789abcdef", min_size=64, max_size=64)
 PLAIN = st.none() | st.integers() | st.text(max_size=3)
 
 
+@settings(deadline=None)
 @given(st.lists(KEYS), st.dictionaries(st.sampled_from("abc"), PLAIN))
 def test_inputs_are_found_however_deep(keys, rest):
     value = {"first": [{"task": key} for key in keys[::2]], **rest}

@@ -1,5 +1,6 @@
 """Exports: what is written comes back, whole or not at all."""
 
+import csv
 import io
 import json
 import math
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from storage.exports import FORMATS, export, export_file
 
+NAMES = st.sampled_from(["none", "purifier (no swapper)", "x, y"])
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)
 ROWS = st.lists(
     st.fixed_dictionaries(
@@ -78,6 +80,29 @@ def test_rows_come_back(rows):
         assert {n: bits(v) for n, v in got.items()} == {n: bits(v) for n, v in expected.items()}
 
 
+def quoted(text):
+    if text and not set(text) & set(',"\n\r'):
+        return text
+    return '"' + text.replace('"', '""') + '"'
+
+
+@given(st.lists(st.tuples(st.none() | st.text("a ,\"'\n\r\té", max_size=4), st.none() | NAMES)))
+def test_csv_quotes_what_needs_it_and_nothing_else(rows):
+    names = ["a,b", "c"]
+    columns = zip(*rows, strict=True) if rows else ([], [])
+    kinds = [pa.string(), pa.large_string()]
+    arrays = [pa.array(list(c), kind) for c, kind in zip(columns, kinds, strict=True)]
+    text = written(pa.table(arrays, names), "csv").decode()
+    assert list(csv.reader(io.StringIO(text, newline=""))) == [
+        names,
+        *([value or "" for value in row] for row in rows),
+    ]
+    slow = '"a,b",c\n'
+    for row in rows:
+        slow += ",".join("" if value is None else quoted(value) for value in row) + "\n"
+    assert text == slow
+
+
 def test_json_is_an_array_with_an_object_a_line():
     table = pa.table({"a": [1, 2], "é": ["x", None]})
     assert written(table, "json").decode() == '[\n{"a": 1, "é": "x"},\n{"a": 2, "é": null}\n]\n'
@@ -100,7 +125,7 @@ def test_what_formats_lack_becomes_text():
     assert got["lists"] == [[1.0, 2.5], [None]]
     assert got["at"] == "2026-01-02 03:04:05"
     line = written(table, "csv").decode().splitlines()[1]
-    assert line.startswith('3,"{""a"": 1.5}","1.0 2.5 nan",2026-01-02 03:04:05')
+    assert line.startswith('3,"{""a"": 1.5}",1.0 2.5 nan,2026-01-02 03:04:05')
 
 
 @pytest.mark.parametrize("form", FORMATS)

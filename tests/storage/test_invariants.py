@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from storage.halves import half_split
 from storage.invariants import check_invariants, shadow_independence
-from storage.splits import Sizes, half_split, make_split
+from storage.splits import Sizes, make_split
 
 
 def logged(split, y, groups, judge="members"):

@@ -1,12 +1,8 @@
-"""Queries: what frames show, over what is sound, and out of reach of everything else."""
+"""Queries: what frames show, over what is sound."""
 
-import contextlib
 import hashlib
 import math
-import os
-import signal
 from datetime import UTC, datetime
-from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -17,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.queries import READY, _fetch, ask, catalogue, connect, query
+from storage.queries import READY, ask, catalogue, connect, query
 from storage.tables import SCHEMAS, Tables, view_schema
 
 A, B, C = (hashlib.sha256(text).hexdigest() for text in (b"a", b"b", b"c"))
@@ -54,10 +50,6 @@ def part(tables, table, key):
 
 def rows(tables, sql):
     return list(zip(*ask(tables, sql).to_pydict().values(), strict=True))
-
-
-def files(root):
-    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -154,129 +146,6 @@ def test_a_damaged_page_of_scores_stops_a_connection_and_is_left_out_by_ask(fill
     assert str(path) in problem
 
 
-READS_FILES = [
-    "SELECT * FROM read_csv('{here}/a.csv')",
-    "SELECT * FROM read_csv_auto('{here}/*.csv')",
-    "SELECT * FROM read_text('{here}/a.csv')",
-    "SELECT * FROM read_blob('{here}/a.csv')",
-    "SELECT * FROM read_json('{here}/a.json')",
-    "SELECT * FROM sniff_csv('{here}/a.csv')",
-    "SELECT * FROM '{here}/a.csv'",
-    'SELECT * FROM "{here}/a.csv"',
-    "SELECT * FROM '{here}/a.json'",
-    "SELECT * FROM '{here}/a.parquet'",
-    "SELECT * FROM read_parquet(['{here}/a.parquet'])",
-    "SELECT * FROM parquet_metadata('{here}/a.parquet')",
-    "SELECT * FROM parquet_schema('{here}/a.parquet')",
-    "SELECT * FROM parquet_kv_metadata('{here}/a.parquet')",
-    "SELECT * FROM parquet_file_metadata('{here}/a.parquet')",
-    "SELECT * FROM glob('{here}/*')",
-    "SELECT * FROM query('SELECT * FROM read_text(''{here}/a.csv'')')",
-    "SELECT * FROM query_table(['{here}/a.parquet'])",
-    "DESCRIBE '{here}/a.csv'",
-    "SUMMARIZE '{here}/a.csv'",
-    "EXPLAIN ANALYZE SELECT * FROM '{here}/a.csv'",
-    "SELECT * FROM secret",
-]
-REACHES_OUT = [
-    "SELECT * FROM read_csv('http://127.0.0.1:1/x.csv')",
-    "SELECT * FROM 'https://127.0.0.1:1/x.parquet'",
-    "SELECT * FROM 's3://bucket/x.parquet'",
-    "SELECT * FROM sqlite_scan('{here}/a.db', 'a')",
-    "SELECT * FROM postgres_scan('host=127.0.0.1', 'a', 'b')",
-    "SELECT * FROM read_duckdb('{here}/a.db')",
-    "SELECT * FROM duckdb_extensions()",
-    "SELECT * FROM enable_logging(storage='file', storage_path='{here}/log')",
-    "SELECT * FROM enable_profiling(save_location='{here}/profile')",
-]
-WRITES = [
-    "COPY results TO '{here}/out.csv'",
-    "COPY (SELECT 1) TO '{here}/out.parquet'",
-    "COPY (PIVOT results ON attack USING count(*)) TO '{here}/out.csv'",
-    "EXPLAIN ANALYZE COPY results TO '{here}/out.csv'",
-    "EXPLAIN ANALYZE CREATE TABLE t AS SELECT 1",
-    "EXPORT DATABASE '{here}/out'",
-    "IMPORT DATABASE '{here}/out'",
-    "ATTACH '{here}/out.db'",
-    "ATTACH ':memory:' AS other",
-    "DETACH memory",
-    "USE memory",
-    "INSTALL httpfs",
-    "LOAD httpfs",
-    "CALL enable_profiling()",
-    "PRAGMA database_list",
-    "PRAGMA enable_profiling",
-    "SET enable_external_access = true",
-    "SET lock_configuration = false",
-    "SET memory_limit = '1TB'",
-    "SET VARIABLE a = 1",
-    "RESET enable_external_access",
-    "SET allowed_directories = ['/']",
-    "SET temp_directory = '{here}'",
-    "SET python_enable_replacements = true",
-    "CREATE TABLE t (a INT)",
-    "CREATE TEMP TABLE t AS SELECT 1",
-    "CREATE MACRO results() AS TABLE SELECT 1",
-    "CREATE PERSISTENT SECRET s (TYPE s3)",
-    "DROP VIEW tradeoff",
-    "ALTER VIEW tradeoff RENAME TO t",
-    "COMMENT ON VIEW tradeoff IS 'a'",
-    "DELETE FROM results",
-    "UPDATE results SET auc = 0.5",
-    "INSERT INTO scores SELECT * FROM scores",
-    "MERGE INTO results USING scores ON true WHEN MATCHED THEN DELETE",
-    "TRUNCATE results",
-    "VACUUM",
-    "CHECKPOINT",
-    "BEGIN",
-    "COMMIT",
-    "PREPARE a AS SELECT 1",
-    "EXECUTE a",
-    "SELECT 1; DROP VIEW tradeoff",
-    "SELECT 1; SELECT 2",
-    "",
-    " ; -- nothing",
-]
-
-
-@pytest.fixture
-def lures(filled):
-    """Files that are there to be read, beside a store."""
-    here = filled.root.parent.parent
-    with duckdb.connect() as free:
-        for name in ("a.csv", "a.json", "a.parquet"):
-            free.execute(f"COPY (SELECT 1 AS a) TO '{here / name}'")
-    return here
-
-
-@pytest.mark.parametrize("sql", READS_FILES)
-def test_no_file_is_read(filled, lures, sql):
-    sql, secret = sql.format(here=lures), filled.frame("results")
-    with duckdb.connect() as free:
-        free.sql(sql).to_arrow_table()  # but for us it would be
-    with pytest.raises(ValueError, match=r"file system operations|does not exist"):
-        ask(filled, sql)
-    with connect(filled) as connection, pytest.raises(duckdb.Error):
-        connection.execute(sql).fetchall()
-    assert len(secret) == 2  # a Python variable DuckDB would find by its name
-
-
-@pytest.mark.parametrize("sql", REACHES_OUT + WRITES)
-def test_everything_but_reading_the_tables_is_refused(filled, lures, sql):
-    before = files(lures)
-    with pytest.raises(ValueError, match=r"\w"):
-        ask(filled, sql.format(here=lures))
-    assert files(lures) == before
-
-
-@pytest.mark.parametrize("sql", [sql for sql in READS_FILES + REACHES_OUT + WRITES if "{" in sql])
-def test_a_connection_by_itself_reaches_no_file(filled, lures, sql):
-    before = files(lures)
-    with connect(filled) as connection, pytest.raises(duckdb.Error):
-        connection.execute(sql.format(here=lures)).fetchall()
-    assert files(lures) == before
-
-
 @pytest.mark.parametrize(
     ("sql", "number"),
     [
@@ -298,44 +167,6 @@ def test_what_reads_is_answered(filled, sql, number):
     assert len(ask(filled, sql)) >= number
 
 
-@pytest.mark.parametrize(
-    ("sql", "told"),
-    [
-        ("SELECT * FROM resluts", ['Did you mean "results"', "known: results, utility"]),
-        ("SELECT * FROM zzzzzz", ["zzzzzz does not exist", "tradeoff", "scores"]),
-        ("SELECT aucc FROM results", ['"auc"', "DESCRIBE results"]),
-        ("SELEC 1", ["syntax error", "SELEC"]),
-        ("SELECT 'a'::INT", ["Could not convert string 'a'"]),
-        ("SELECT $a", ["parameters: a"]),
-        ("DROP VIEW results", ["DROP is refused", "SELECT"]),
-        ("SELECT 1; SELECT 2", ["not 2"]),
-        ("", ["SHOW TABLES"]),
-        ("SELECT * FROM '/etc/passwd'", ["does not exist", "known"]),
-        ("SELECT * FROM read_text('/etc/passwd')", ["/etc/passwd", "nothing else"]),
-    ],
-)
-def test_a_refusal_names_what_would_be_right(filled, sql, told):
-    with pytest.raises(ValueError, match=r"\w") as caught:
-        ask(filled, sql)
-    for words in told:
-        assert words in str(caught.value)
-    assert "pg_" not in str(caught.value)
-
-
-WORDS = "SELECT FROM results scores WHERE ( ) , * ; auc = 'a' 1 -- /* COPY TO \" $a PIVOT ON \0 é"
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    st.text(max_size=20)
-    | st.lists(st.sampled_from(WORDS.split(" ")), max_size=12).map(" ".join)
-    | st.text(st.characters(), max_size=5)
-)
-def test_any_text_is_answered_or_refused(sql):
-    with contextlib.suppress(ValueError):
-        ask(Tables(Path("nowhere")), sql)
-
-
 NUMBERS = st.sampled_from([None, math.nan, 0.0, 0.25, 0.5, 1.0]) | st.floats(0, 1)
 ROWS = st.lists(
     st.tuples(
@@ -343,20 +174,22 @@ ROWS = st.lists(
         st.sampled_from(["raw", "defended"]),
         st.sampled_from(["gap", "nsh", "lira"]),
         st.integers(0, 3),
+        st.sampled_from(["now", "before"]),
         st.fixed_dictionaries({"attack_accuracy": NUMBERS, "auc": NUMBERS, "precision": NUMBERS}),
         st.none() | st.sets(st.sampled_from(["collapsed", "overlap", "leaky"])),
     ),
-    max_size=12,
-    unique_by=lambda row: row[:4],
+    max_size=16,
+    unique_by=lambda row: row[:5],
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(ROWS)
-def test_means_over_seeds_are_those_of_pandas(drawn):
+def test_means_over_seeds_of_the_same_settings_are_those_of_pandas(drawn):
     listed = {"results": [], "utility": []}
-    for dataset, label, attack, seed, numbers, flags in drawn:
+    for dataset, label, attack, seed, when, numbers, flags in drawn:
         about = {"experiment": "mine", "dataset": dataset, "label": label, "seed": seed}
+        about |= {"service": when, "settings": when, "current": when == "now"}
         listed["results"].append(about | numbers | {"attack_label": attack, "flags": flags})
         if attack == "gap":
             costs = {"test_accuracy": numbers["precision"], "fit_ratio": numbers["auc"]}
@@ -371,23 +204,26 @@ def test_means_over_seeds_are_those_of_pandas(drawn):
             connection.sql(f"FROM {view}").to_arrow_table().to_pandas()
             for view in ("results", "utility", "mean_results", "mean_utility", "tradeoff")
         )
-    groups = results.groupby(["experiment", "dataset", "label", "attack_label"])
+    ordered = ["experiment", "dataset", "settings", "label"]
+    for frame in (results, utility):
+        frame["settings"] = frame["settings"].replace("before", "then")  # the current come first
+    groups = results.groupby([*ordered, "attack_label"])
     assert len(means) == groups.ngroups
     for (names, group), (_, got) in zip(groups, means.iterrows(), strict=True):
-        assert tuple(got[:4]) == names
+        assert (*got[:2], "now" if got["current"] else "then", *got[2:4]) == names
         assert got["num_seeds"] == group["seed"].nunique()
         for column in ("attack_accuracy", "auc", "tpr_at_fpr_0_01"):
             same(got[column], group[column].mean())
             same(got[f"{column}_std"], group[column].std())
         raised = [flag for flags in group["flags"] if flags is not None for flag in flags]
         assert list(got["flags"]) == sorted(set(raised))
-    groups = utility.groupby(["experiment", "dataset", "label"])
+    groups = utility.groupby(ordered)
     assert len(costs) == groups.ngroups
     for (names, group), (_, got) in zip(groups, costs.iterrows(), strict=True):
-        assert tuple(got[:3]) == names
+        assert (*got[:2], "now" if got["current"] else "then", got["label"]) == names
         same(got["test_accuracy"], group["test_accuracy"].mean())
         same(got["test_accuracy_std"], group["test_accuracy"].std())
-    keys = ["experiment", "dataset", "label"]
+    keys = ["experiment", "dataset", "label", "service", "current"]
     known = pd.concat([means[keys], costs[keys]]).drop_duplicates()
     assert len(front) == len(known)
     for _, got in front.iterrows():
@@ -420,38 +256,6 @@ def test_no_more_rows_than_wanted(filled):
     assert len(ask(filled, "FROM scores", first=7)) == 7
     assert len(ask(filled, "FROM range(1000000000000)", first=7)) == 7  # or it would never end
     assert len(ask(filled, "FROM scores WHERE false", first=7)) == 0
-
-
-def test_an_answer_that_does_not_fit_is_refused():
-    with (
-        duckdb.connect(config={"memory_limit": "20MB"}) as small,
-        pytest.raises(ValueError, match="LIMIT"),
-    ):
-        _fetch(small, "FROM range(1000000000000)", None)
-
-
-def test_nothing_spills_to_disk(filled):
-    sql = "SELECT current_setting('temp_directory'), current_setting('enable_external_access')"
-    assert rows(filled, sql) == [("", False)]
-
-
-def test_ctrl_c_stops_an_endless_query(filled):
-    class Impatient(Tables):
-        """Sends Ctrl-C when DuckDB, and so the query, has begun."""
-
-        def view(self, view, experiment=None):
-            os.kill(os.getpid(), signal.SIGINT)
-            return super().view(view, experiment)
-
-    endless = """SELECT count(*) FROM range(10000000) a, range(10000000) b,
-        (SELECT count(*) AS num FROM cells) WHERE hash(a.range * b.range + num) = 1"""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells may ignore it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            ask(Impatient(filled.root), endless)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert rows(filled, "SELECT count(*) FROM cells") == [(3,)]
 
 
 def test_two_lines_give_a_frame(filled):

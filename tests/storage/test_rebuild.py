@@ -6,7 +6,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +97,8 @@ def test_after_any_harm_the_history_is_what_the_rows_say(
     whole, runs = says(uri), children(uri)
     for how, which in harms:
         harm(MlflowClient(uri), runs, how, which)
+        if how == "delete":  # MLflow lets nobody touch it any more
+            del runs[which % len(runs)]
     if gone:
         harm(MlflowClient(uri), runs, "delete experiment", 0)
 
@@ -227,21 +228,24 @@ def test_sound_absent_and_locked_files_are_not_damaged(uri: str, tmp_path: Path)
     assert not (tmp_path / "damaged").exists()
 
 
+KILLED_WRITING = """
+import resource, signal, sys
+from storage._mlflow import connect
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+connect(sys.argv[1])
+"""
+
+
 def test_a_database_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
-    """A driver killed while the tables are made, again and again."""
-    script = "import sys; from storage._mlflow import connect; connect(sys.argv[1])"
+    """A driver killed while the tables are made, at the first byte and at a later one."""
     path, draft = tmp_path / "mlflow.db", tmp_path / ".mlflow.db-new"
-    killed = 0
     for size in (0, 100_000):  # of some 700 kB
-        with subprocess.Popen([sys.executable, "-c", script, default_uri(tmp_path)]) as maker:
-            while maker.poll() is None and not path.exists():
-                with suppress(FileNotFoundError):
-                    if draft.stat().st_size >= size:
-                        maker.send_signal(signal.SIGKILL)
-                        killed += 1
-                        break
-        assert damage(path) is None
-    assert killed
+        command = [sys.executable, "-c", KILLED_WRITING, default_uri(tmp_path), str(size)]
+        assert subprocess.run(command, check=False).returncode == -signal.SIGXFSZ
+        assert draft.stat().st_size <= size
+        assert not path.exists()
     connect(default_uri(tmp_path))
     assert Tracker(default_uri(tmp_path), tmp_path).send("exp", ROWS) == 6
     assert not draft.exists()

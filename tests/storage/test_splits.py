@@ -1,20 +1,19 @@
 """Splits: roles are disjoint, duplicates stay together, and sizes are what was asked."""
 
 import hashlib
-import json
 import sys
 import time
-from collections import Counter
 from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chi2_contingency, kstest
+from scipy.stats import kstest
 
 from storage._groups import take
-from storage.splits import Sizes, card, half_split, make_split
+from storage.halves import half_split
+from storage.splits import Sizes, make_split
 
 LARGEST = 3  # rows of the largest duplicate group drawn below
 
@@ -265,67 +264,6 @@ def test_a_judge_without_records_is_refused():
     for judge in ("reference", "untrained"):
         with pytest.raises(ValueError, match=f"enlarge sizes.{judge}"):
             split.judged(judge)
-
-
-# --- shadows ---------------------------------------------------------------------------------
-
-
-@given(st.integers(2, 60), st.integers(1, 9), st.integers(0, 50))
-@settings(deadline=None)
-def test_half_splits(num_rows, num_models, seed):
-    rows = np.random.default_rng(seed).permutation(500)[:num_rows]
-    in_mask = half_split(rows, num_models, seed=seed)
-    assert in_mask.shape == (num_models, num_rows)
-    assert in_mask.dtype == bool
-    for k in range(0, num_models - 1, 2):
-        assert np.array_equal(in_mask[k], ~in_mask[k + 1])
-    assert set(in_mask.sum(axis=1)) <= {num_rows // 2, num_rows - num_rows // 2}
-    if num_models % 2 == 0:
-        assert set(in_mask.sum(axis=0)) == {num_models // 2}
-    assert np.array_equal(half_split(rows, num_models + 3, seed=seed)[:num_models], in_mask)
-    assert np.array_equal(half_split(rows[::-1], num_models, seed=seed), in_mask[:, ::-1])
-
-
-def test_half_splits_of_pairs_and_seeds_are_unrelated():
-    one, other = (half_split(np.arange(2000), 32, seed=seed) for seed in (0, 1))
-    halves = np.concatenate([one[::2], other[::2]]).astype(float)
-    correlation = np.corrcoef(halves)[~np.eye(len(halves), dtype=bool)]
-    assert abs(correlation).max() * np.sqrt(1999) < 4.5
-
-
-@pytest.mark.parametrize(("rows", "num"), [([4], 2), ([4, 4], 2), ([4, 5], 0)])
-def test_impossible_half_splits_are_refused(rows, num):
-    with pytest.raises(ValueError, match="half split needs"):
-        half_split(np.array(rows), num, seed=0)
-
-
-# --- data card and speed ---------------------------------------------------------------------
-
-
-@given(configurations())
-@settings(max_examples=20, deadline=None)
-def test_the_card_counts_what_a_plain_loop_counts(configuration):
-    y, groups, sizes, options = configuration
-    split = make_split(y, groups, sizes, **options)
-    facts = json.loads(json.dumps(card(split, y, groups)))
-    repeats = [n for n in Counter(groups.tolist()).values() if n > 1]
-    assert (facts["duplicate_groups"], facts["grouped_rows"]) == (len(repeats), sum(repeats))
-    distinct = len(set(groups.tolist()))
-    dropped = len(y) - distinct if options["dedup"] == "drop" else 0
-    assert (facts["num_rows"], facts["dropped_rows"]) == (len(y), dropped)
-    for role, rows in split.roles().items():
-        assert facts["roles"][role] == len(rows)
-        assert set(facts["missing_classes"][role]) == set(y) - set(y[rows])
-    assert list(facts["judged"]) == judges(sizes)
-    for judge, fact in facts["judged"].items():
-        rows, is_member = split.judged(judge)
-        table = [[0] * (y.max() + 1), [0] * (y.max() + 1)]
-        for row, member in zip(rows, is_member, strict=True):
-            table[int(member)][y[row]] += 1
-        assert [fact["nonmembers_by_class"], fact["members_by_class"]] == table
-        seen = np.array(table)[:, np.any(table, axis=0)]
-        p = chi2_contingency(seen, correction=False).pvalue if seen.shape[1] > 1 else 1
-        assert fact["chi2_p"] == pytest.approx(p)
 
 
 def test_a_large_dataset_is_split_in_one_go():

@@ -1,22 +1,14 @@
 """Tables: parts by task key, damage never trusted, views that join them."""
 
-import errno
 import hashlib
 import math
 import shutil
-import subprocess
-import tempfile
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from storage._schemas import to_arrow
-from storage.artifacts import StoreUnwritable
 from storage.tables import MEASURED, SCHEMAS, Tables, equal
 
 A, B, C = (hashlib.sha256(text).hexdigest() for text in (b"a", b"b", b"c"))
@@ -72,118 +64,6 @@ def filled(tables, written_once):
 
 def part(tables: Tables, table: str, key: str) -> Path:
     return tables.root / table / f"part-{key}.parquet"
-
-
-VALUES = {
-    "string": st.text(),
-    "double": st.floats() | st.integers(-(2**53), 2**53),
-    "int64": st.integers(-(2**63), 2**63 - 1),
-    "bool": st.booleans(),
-    "timestamp[us, tz=UTC]": st.datetimes(
-        datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC)
-    ),
-    "list<item: string>": st.lists(st.text(), max_size=3),
-    "list<item: double>": st.lists(st.floats(), max_size=3),
-}
-
-
-def row_of(table):
-    owner = "key" if "key" in SCHEMAS[table].names else "task_key"
-    return st.fixed_dictionaries(
-        {},
-        optional={
-            field.name: st.none() | VALUES[str(field.type)]
-            for field in SCHEMAS[table]
-            if field.name != owner
-        },
-    )
-
-
-def turned(rows):
-    """Rows as columns."""
-    names = {name for row in rows for name in row}
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.data(), st.sampled_from([table for table in SCHEMAS if table != "cells"]))
-def test_rows_come_back_with_every_bit_and_nulls_for_the_rest(data, table):
-    rows = data.draw(st.lists(row_of(table), max_size=3))
-    owner = "key" if "key" in SCHEMAS[table].names else "task_key"
-    with tempfile.TemporaryDirectory() as folder:
-        tables = Tables(Path(folder))
-        tables.write(table, A, rows)
-        back = pq.read_table(part(tables, table, A)).to_pylist()
-        assert tables.lacking(table, [A]) == set()
-        assert tables.problems == []
-    if any(rows):
-        assert exact(to_arrow(table, turned(rows), owner, A).to_pylist()) == exact(back)
-    expected = [dict.fromkeys(SCHEMAS[table].names) | row | {owner: A} for row in rows]
-    for row in expected:
-        for name in row:
-            if row[name] is not None and SCHEMAS[table].field(name).type == "double":
-                row[name] = float(row[name])
-    assert exact(back) == exact(expected)
-
-
-def exact(value):
-    if isinstance(value, list):
-        return [exact(item) for item in value]
-    if isinstance(value, dict):
-        return {name: exact(item) for name, item in value.items()}
-    return value.hex() if isinstance(value, float) else value
-
-
-@pytest.mark.parametrize(
-    ("row", "error", "match"),
-    [
-        ({"acu": 0.5}, ValueError, "table results: no column is named 'acu'; known: dataset"),
-        ({"experiment": "mine"}, ValueError, "'experiment'"),
-        ({"auc": "0.5"}, TypeError, "table results: column auc holds double, got '0.5' \\(str\\)"),
-        ({"auc": True}, TypeError, "column auc"),
-        ({"seed": 1.0}, TypeError, "column seed"),
-        ({"seed": True}, TypeError, "column seed"),
-        ({"seed": 2**63}, ValueError, "column seed is 9223372036854775808"),
-        ({"adaptive": 1}, TypeError, "column adaptive"),
-        ({"dataset": 5}, TypeError, "column dataset"),
-        ({"flags": "collapsed"}, TypeError, "column flags"),
-        ({"flags": [1]}, TypeError, "column flags"),
-        ({"created_at": "2026-01-01"}, TypeError, "column created_at"),
-        ({"created_at": datetime(2026, 1, 1)}, ValueError, "without a time zone"),
-        ({"task_key": B}, ValueError, "task_key is"),
-    ],
-)
-@pytest.mark.parametrize("columns", [False, True])
-def test_a_row_the_table_cannot_hold_is_refused_with_its_place(tables, row, error, match, columns):
-    with pytest.raises(error, match=match):
-        tables.write("results", A, turned([row]) if columns else [row])
-    assert not part(tables, "results", A).exists()
-
-
-def test_numpy_scalars_sets_and_other_time_zones_are_taken(tables):
-    east = timezone(timedelta(hours=2))
-    row = {
-        "auc": np.float32(0.5),
-        "seed": np.int64(3),
-        "adaptive": np.True_,
-        "flags": {"b", "a"},
-        "created_at": NOW.astimezone(east),
-        "task_key": A,
-    }
-    tables.write("results", A, [row])
-    (back,) = pq.read_table(part(tables, "results", A)).to_pylist()
-    assert (back["auc"], back["seed"], back["adaptive"]) == (0.5, 3, True)
-    assert back["flags"] == ["a", "b"]
-    assert back["created_at"] == NOW
-
-
-def test_arrays_are_written_as_their_rows_are(tables):
-    columns = {name: np.array([row[name] for row in SCORES]) for name in SCORES[0]}
-    tables.write("scores", A, SCORES)
-    rows = part(tables, "scores", A).read_bytes()
-    tables.write("scores", A, columns)
-    assert part(tables, "scores", A).read_bytes() == rows
-    assert tables.lacking("scores", [A]) == set()
 
 
 @pytest.mark.parametrize("key", ["", "../x", "A" * 64, "a" * 63, A + "\n"])
@@ -380,34 +260,6 @@ def test_equal_forgives_timing_attacks_their_numbers_but_not_their_absence(fille
 def test_statistics_of_answers_are_not_called_measured():
     assert {"duration_s", "fit_ratio", "query_ratio_1", "created_at", "worker"} <= MEASURED
     assert not MEASURED & {"variance_ratio", "noise_variance_ratio", "auc", "score", "task_key"}
-
-
-def test_a_full_and_a_read_only_disk_are_told(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
-    if (mounted := subprocess.run(mount, capture_output=True, check=False)).returncode:
-        pytest.skip(f"mounting a file system is not permitted: {mounted.stderr.decode().strip()}")
-    try:
-        tables = Tables(disk / "tables")
-        tables.write("scores", A, SCORES)
-        tables.write("scores", B, SCORES)
-        with pytest.raises(StoreUnwritable) as caught:
-            tables.write("scores", A, [{"score": i**0.5} for i in range(200_000)])
-        assert caught.value.errno == errno.ENOSPC
-        assert {path.name for path in (tables.root / "scores").iterdir()} == {
-            f"part-{A}.parquet",
-            f"part-{B}.parquet",
-        }
-        assert tables.lacking("scores", [A]) == set()  # the older part is still whole
-        part(tables, "scores", B).write_bytes(b"rubbish")
-        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        with pytest.raises(StoreUnwritable, match="Read-only file system"):
-            tables.remove("scores", A)
-        assert tables.lacking("scores", [A, B]) == {B}
-        assert "could not be set aside (Read-only file system)" in tables.problems[0]
-    finally:
-        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_finished_cell_without_its_row_is_told(tmp_path):

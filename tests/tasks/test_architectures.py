@@ -9,7 +9,15 @@ from pydantic import ValidationError
 from torch import nn
 
 from tasks import architectures
-from tasks.architectures import build, count_parameters, make, names, with_recipe
+from tasks.architectures import (
+    Architecture,
+    build,
+    count_parameters,
+    make,
+    names,
+    recipe,
+    with_recipe,
+)
 
 
 def layers(*sizes: int) -> int:
@@ -127,6 +135,17 @@ def test_a_recipe_changes_only_what_it_names() -> None:
     assert with_recipe(before) == before
     with pytest.raises(ValidationError, match="frozen"):
         before.epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_recipe_is_told_and_makes_the_same_again(name: str) -> None:
+    assert recipe(make(name)) == {}
+    changed = with_recipe(make(name), epochs=7, hidden=(3, 2), milestones=(4,))
+    told = recipe(changed)
+    assert told == {"epochs": 7, "hidden": [3, 2], "milestones": [4]}
+    assert make(name, **told) == changed
+    nameless = changed.model_copy(update={"name": "own"})
+    assert Architecture(name="own", **recipe(nameless)) == nameless
 
 
 @pytest.mark.parametrize("preset", ["paper", "sound", "cpu"])

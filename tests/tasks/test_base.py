@@ -24,6 +24,7 @@ from tasks.base import Data, Rows, Task, canonical, random_generator, stream
 from tasks.check_split import CheckSplit
 from tasks.fit_defense import FitDefense
 from tasks.measure_utility import MeasureUtility
+from tasks.reference import ReferenceFrom
 from tasks.run_attack import RunAttack
 from tasks.split import Split, SplitColumn
 from tasks.train_target import TrainTarget
@@ -91,6 +92,7 @@ OTHER: dict[str, Any] = {
     "rows": Rows(np.arange(5)[::-1]),
     "reference_rows": Rows(np.arange(4)),
     "trainings": (replace(L2_TARGET, seed=9),),
+    "reference_from": ReferenceFrom(role="members"),
     "answers": replace(PLAIN, seed=1),
     "baseline": replace(PLAIN, seed=1),
     "source": replace(TARGET, seed=1),

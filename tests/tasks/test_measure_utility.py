@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from attacks.metric import Metric
+from defenses._dp_accountant import epsilon_of
+from defenses.dpsgd import DPSGD
 from defenses.onehot import OneHot
 from storage.tables import Tables
 from tasks.answers import Answers
@@ -54,6 +56,20 @@ def test_fit_seconds_include_what_the_defense_had_trained(lab: Any) -> None:
         + lab.bench.open(trained).facts("metrics")["train_s"]
     )
     assert lab.bench.open(task).facts("timing")["fit_s"] == pytest.approx(total)
+
+
+def test_a_certificate_is_told_of_the_models_own_answers_only(lab: Any, tmp_path: Path) -> None:
+    defense = DPSGD(noise_multiplier=2.0, batch_size=20, epochs=1)
+    alone = Answers(seed=3, source=replace(lab.target, defense=defense))
+    task = MeasureUtility(seed=3, answers=alone, baseline=lab.plain)
+    row = task.table_rows(lab.run(task))["utility"][0]
+    assert row["epsilon"] == epsilon_of(2.0, 20 / 60, 3, 1 / 600)
+    assert row["delta"] == pytest.approx(1 / 600)
+    Tables(tmp_path).write("utility", task.key, [row])
+    # An output defense may have been fitted on the members, without noise.
+    fitted = FitDefense(seed=3, answers=alone, defense=OneHot())
+    behind = MeasureUtility(seed=3, answers=Answers(seed=3, source=fitted), baseline=lab.plain)
+    assert lab.facts(behind)["epsilon"] is None
 
 
 def test_finished_tasks_fill_the_tables(lab: Any, diagnosed: Any, tmp_path: Path) -> None:
