@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -206,25 +206,38 @@ def earlier(plan: Plan, store: Store, before: str | None) -> str | None:
     )
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """In what settings an experiment as resolved was another: as "target.epochs=12"."""
-    told = []
+    # What is not set is left out: a version that knows more keys has more of those.
+    return list(_differences(_set(old), _set(new), ""))
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], at: str) -> Iterator[str]:
     for name in dict.fromkeys([*old, *new]):
         was, now = old.get(name), new.get(name)
-        if was == now or name == "description" or not (at or (name in old and name in new)):
-            continue  # a key of one of them only came or went with a version
+        if was == now or name == "description":
+            continue
         if isinstance(was, dict) and isinstance(now, dict):
-            told += differences(was, now, f"{at}{name}.")
+            yield from _differences(was, now, f"{at}{name}.")
         elif isinstance(was, list) and isinstance(now, list) and not _plain([*was, *now]):
-            names = [_called(item) for item in now]
-            gone = [_called(item) for item in was if item not in now]
-            told += [f"other {name}: {item}" for item in gone if item in names]
-            told += [f"{name} with {item}" for item in gone if item not in names]
-            before = [_called(item) for item in was]
-            told += [f"{name} without {item}" for item in names if item not in before]
+            before, after = [_called(item) for item in was], [_called(item) for item in now]
+            for item in was:
+                if item not in now:
+                    called = _called(item)
+                    yield f"another {called}" if called in after else f"{name} with {called}"
+            yield from (f"{name} without {item}" for item in after if item not in before)
         else:
-            told.append(f"{at}{name}={json.dumps(was)}" if name in old else f"no {at}{name}")
-    return told
+            yield f"{at}{name}={json.dumps(was):.80}" if name in old else f"no {at}{name}"
+
+
+def _set(value: Any) -> Any:
+    """Plain data without what is not set."""
+    if isinstance(value, list):
+        return [_set(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    inner = {name: _set(item) for name, item in value.items()}
+    return {name: item for name, item in inner.items() if item not in (None, {}, [], "")}
 
 
 def _plain(values: Sequence[Any]) -> bool:

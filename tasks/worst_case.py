@@ -32,7 +32,7 @@ class WorstCase(Task):
     Source: methods.md, rule T1, and section 8.6 for the band.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     SECONDS: ClassVar[float] = 1.0
     TABLES: ClassVar[tuple[str, ...]] = ("worst",)
 

@@ -2,7 +2,8 @@
 
 The plan's way is the very tasks: blocks shared out over two pinned one-thread workers, artifacts
 written. The loops are one torch model after another in one process, on one pinned thread and on
-two. All are interleaved; a row is the median over rounds. Nothing here asserts a time.
+two. All are interleaved in short rounds; a rate is the median over rounds, and so is a ratio within
+a round, which neighbours on the machine change least. Nothing here asserts a time.
 Published K and L, Location's network, real location30 where `SFUMATO_DATA` has it, else records of
 its size; epochs are cut, as every epoch costs the same.
 """
@@ -30,7 +31,7 @@ from tasks.train_block import SubModel, TrainBlock, sub_models
 from tasks.training import train
 from tasks.worker import Bench, Site, execute, prepare
 
-ROUNDS, EPOCHS = 5, 30
+ROUNDS, EPOCHS = 9, 10
 TOGETHER, ONE = "blocks on two workers", "loop, 1 thread"
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
