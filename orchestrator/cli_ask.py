@@ -39,8 +39,9 @@ def status(
     """Show what is done, failed and waiting, per dataset and defense; reads only the store."""
     console = make_console()
     with Errors(debug):
-        data_dir, root = find_data_dir(data_dir), find_made_store(store)
+        data_dir = find_data_dir(data_dir)
         experiment = load(name, overrides, data_dir)
+        root = find_made_store(store)
         from orchestrator.overview import print_status
         from orchestrator.plan import make_plan
         from orchestrator.resume import Store, compare

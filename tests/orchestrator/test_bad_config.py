@@ -111,7 +111,7 @@ def test_an_experiment_that_is_not_there_as_a_process_of_its_own(place: Any) -> 
         ({"datasets": ["synth_sx"]}, ["datasets[0]", "'synth_sx'", "'synth_s'"]),
         ({"target": "mlp_sx"}, ["target.architecture", "'mlp_sx'", "'mlp_s'"]),
         ({"defenses": ["purifer"]}, ["defenses[0]", "'purifer'", "'purifier'"]),
-        ({"attacks": ["_likelihood"]}, ["attacks[0]", "'_likelihood'", "Known: gap"]),
+        ({"attacks": ["_likelihood"]}, ["attacks[0]", "'_likelihood'", "Known: ", " gap,"]),
         ({"attacks": ["../gap"]}, ["attacks[0]", "'../gap'", "'gap'"]),
         ({"preset": "fast"}, ["preset", "'paper', 'sound' or 'cpu'", "'fast'"]),
         (target(network="rnn"), ["target.network", "'mlp' or 'cnn'", "'rnn'"]),
