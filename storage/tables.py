@@ -1,6 +1,5 @@
 """The tables of results: Parquet part files named by task key, and views that join them."""
 
-import hashlib
 import os
 import struct
 from collections import Counter
@@ -17,18 +16,14 @@ from storage._disk import (
     check_key,
     draft_name,
     sync_folder,
-    unreadable,
     write_synced,
     writing_to,
 )
+from storage._part import SEAL, PartDamagedError, digest, read_part
 from storage._schemas import (
-    BOOL,
     MEASURED,
-    REAL,
     SCHEMAS,
     TEXT,
-    TIME,
-    WHOLE,
     Content,
     check_table,
     key_column,
@@ -36,8 +31,6 @@ from storage._schemas import (
 )
 
 __all__ = ["IDENTITY", "MEASURED", "SCHEMAS", "Tables", "equal", "view_schema"]
-
-_SEAL = "rows_sha256"
 
 # What a view shows of its cell, and as what: a cell's attack is a label, a result's is a name.
 _FORM = {name: name for name in ("current", "form", "settings")}
@@ -51,10 +44,6 @@ _JOINED = {
 
 # Which view shows what fills a cell of each kind.
 _FILLS = {"attack": "results", "utility": "utility", "worst": "worst", "check": "gates"}
-
-
-class _PartDamagedError(ValueError):
-    pass
 
 
 class Tables:
@@ -199,7 +188,7 @@ class Tables:
     def _replace(self, path: Path, table: Any) -> None:
         sink = pa.BufferOutputStream()
         # Page checksums do not cover the footer: one wrong bit there can make a value null.
-        sealed = table.replace_schema_metadata({_SEAL: _digest(table)})
+        sealed = table.replace_schema_metadata({SEAL: digest(table)})
         # Most parts are one row wide: compressing its 40 columns one by one costs time and gains
         # nothing. No dictionary for numbers: it makes all NaNs one NaN.
         long = len(table) > 100
@@ -226,10 +215,10 @@ class Tables:
     def _sound(self, table: str, path: Path) -> Any | None:
         """The rows of a part, or None if there is none; a damaged one is set aside."""
         try:
-            return _read_part(table, path)
+            return read_part(table, path)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except _PartDamagedError as damage:
+        except PartDamagedError as damage:
             self._set_aside(path, str(damage))
         return None
 
@@ -298,7 +287,7 @@ def _timing_keys(tables: Tables) -> set[str]:
 def _differences(a: Any, b: Any) -> Iterator[str]:
     names = [name for name in a.column_names if name not in MEASURED]
     a, b = a.select(names), b.select(names)
-    if _digest(a) == _digest(b):
+    if digest(a) == digest(b):
         return
     mine, theirs = _bits(a), _bits(b)
     only_a, only_b = list((mine - theirs).elements()), list((theirs - mine).elements())
@@ -328,65 +317,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, bytes) and value != b"nan":
         return repr(struct.unpack(">d", value)[0])
     return "nan" if value == b"nan" else repr(value)
-
-
-def _read_part(table: str, path: Path) -> Any:
-    """The rows of a part, in the columns of today's schema.
-
-    Raises:
-        FileNotFoundError: there is no such part.
-        _PartDamagedError: it is not what was written.
-    """
-    schema = SCHEMAS[table]
-    try:
-        data = path.read_bytes()
-    except IsADirectoryError as error:
-        raise _PartDamagedError("it is a folder") from error
-    except OSError as error:
-        if unreadable(error):
-            raise _PartDamagedError(str(error.strerror)) from error
-        raise
-    try:
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        part = file.read(use_threads=False)  # threads cost more than a row is worth
-        written = part.schema
-        seal = (written.metadata or {}).get(_SEAL.encode(), b"").decode()
-        digest = _digest(part)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise _PartDamagedError(str(error)) from error
-    if seal != digest:
-        raise _PartDamagedError("its rows do not match their checksum")
-    columns = []
-    for field in schema:
-        if field.name not in written.names:  # written before the column was added
-            columns.append(pa.nulls(len(part), field.type))
-        elif written.field(field.name).type != field.type:
-            raise _PartDamagedError(f"column {field.name} holds {written.field(field.name).type}")
-        else:
-            columns.append(part[field.name])
-    rows = pa.Table.from_arrays(columns, schema=schema)
-    owned: dict[str, str | None] = {key_column(table): path.stem.removeprefix("part-")}
-    if table == "cells":
-        name, _, form = path.stem.partition("@")
-        owned = {"experiment": name, "form": form or None}
-    for owner, expected in owned.items():
-        if set(rows[owner].to_pylist()) - {expected}:
-            raise _PartDamagedError(f"its {owner} is not the one in its name")
-    return rows
-
-
-def _digest(table: Any) -> str:
-    """SHA-256 over names and values."""
-    digest = hashlib.sha256(repr(table.column_names).encode())
-    for column in table.columns:
-        if column.type == TIME:
-            column = column.cast(WHOLE)
-        if column.null_count == 0 and column.type in (REAL, WHOLE, BOOL):
-            values = column.to_numpy().tobytes()
-        else:
-            values = repr(column.to_pylist()).encode()
-        digest.update(b"%d:" % len(values) + values)
-    return digest.hexdigest()
 
 
 def _join(cells: Any, rows: Any, shown: Mapping[str, str]) -> Any:
