@@ -25,6 +25,7 @@ __all__ = ["Form", "describe", "differences", "earlier", "form_of", "held", "kep
 
 _NAME = re.compile(rf"[0-9a-f]{{{DIGITS}}}")
 _FILES = (".yaml", ".json")
+_MOST_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,8 @@ def earlier(plan: Plan, store: Store, before: str | None) -> str | None:
         return None
     was = next((f for f in kept(store) if (f.experiment, f.name) == (name, before)), None)
     other = differences(was.settings() if was else {}, plan.experiment.resolved())
+    if len(other) > _MOST_TOLD:
+        other = [*other[:_MOST_TOLD], f"and {len(other) - _MOST_TOLD} more differences"]
     return (
         f"{count} earlier cells of {name} stay in the store (its last run, form {before}, had "
         f"{', '.join(other) or 'other data or versions'}); "

@@ -17,6 +17,8 @@ from tasks import metrics
 __all__ = ["print_results"]
 
 _CELLS = {"utility": "utility", "worst": "worst of the attacks", "check": "checks of the split"}
+# What may be said once under a table, if it is so in every cell of it.
+_MILD = {"i5", "i6", "i7"}
 _GATES = {
     "row_order": "row order",
     "asked_order": "order asked",
@@ -126,30 +128,49 @@ def _attacks(
 ) -> Table:
     title = f"{dataset}: what each attack gets (accuracy %, below it AUC; {_seeds(seeds)})"
     table = Table(title=title, title_justify="left", show_lines=True)
-    table.add_column("attack", overflow="fold")
-    for label in labels:
-        table.add_column(label, justify="right", overflow="fold")
+    cells = [_flags_of(cell) for _, cell in rows.groupby(["label", "attack_label"])]
+    everywhere = set.intersection(*cells) & _MILD if len(cells) > 1 else set()
     marks: set[str] = set()
-    for attack in attacks:
-        shown = [attack]
-        for label in labels:
-            mine = rows[(rows["label"] == label) & (rows["attack_label"] == attack)]
-            flags = _flags_of(mine)
-            marks |= flags
-            shown.append(_attack_cell(mine, flags))
-        table.add_row(*shown)
-    shown = ["worst of these"]
+    columns: list[list[str]] = []  # of each defense, from the first attack to the worst of them
     for label in labels:
         mine = rows[(rows["label"] == label) & rows["attack_label"].isin(attacks)]
-        if label in headlines:
-            flags = set(headlines[label]["flags"])
+        column = []
+        for attack in attacks:
+            cell = mine[mine["attack_label"] == attack]
+            flags = _flags_of(cell) - everywhere
             marks |= flags
-            shown.append(_worst_cell(headlines[label], flags))
+            column.append(_attack_cell(cell, flags))
+        if label in headlines:
+            flags = set(headlines[label]["flags"]) - everywhere
+            marks |= flags
+            column.append(_worst_cell(headlines[label], flags))
         else:
-            shown.append(_incomplete_cell(mine, attacks))
-    table.add_row(*shown, style="bold")
+            column.append(_incomplete_cell(mine, attacks))
+        columns.append(column)
+    names = [*attacks, "worst of these"]
+    if len(labels) > len(names):  # what there is more of goes down, where there is room
+        _fill(table, "defense", names, zip(labels, columns, strict=True))
+    else:
+        _fill(table, "attack", labels, zip(names, zip(*columns, strict=True), strict=True))
+        table.rows[-1].style = "bold"
     _explain(table, marks)
+    if meant := marks_explained(everywhere):
+        table.caption = f"{table.caption or ''}\nin every cell: {meant}".strip()
+        table.caption_justify = "left"
     return table
+
+
+def _fill(
+    table: Table,
+    corner: str,
+    across: Sequence[str],
+    down: Iterable[tuple[str, Sequence[str]]],
+) -> None:
+    table.add_column(corner, overflow="fold")
+    for name in across:
+        table.add_column(name, justify="right", overflow="fold")
+    for name, cells in down:
+        table.add_row(name, *cells)
 
 
 def _flags_of(rows: pd.DataFrame) -> set[str]:

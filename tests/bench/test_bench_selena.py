@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,12 +54,22 @@ def begin(cores: list[int], site: Site, block: TrainBlock) -> None:
     loop([block], site)
 
 
-def together(blocks: list[TrainBlock], site: Site) -> float:
-    """Run tasks; the processor time it took."""
+def together(block: TrainBlock, site: Site) -> float:
+    """Run a task; the processor time it took."""
     started = time.process_time()
-    for block in blocks:
-        execute(block, site, "w")
+    execute(block, site, "w")
     return time.process_time() - started
+
+
+def shared_out(pools: list[ProcessPoolExecutor], blocks: list[TrainBlock], site: Site) -> float:
+    """Give whoever is idle the next task, as a run does; the processor time of all."""
+    left = iter(blocks)
+
+    def work(pool: ProcessPoolExecutor) -> float:
+        return sum(pool.submit(together, block, site).result() for block in left)
+
+    with ThreadPoolExecutor(len(pools)) as threads:
+        return sum(threads.map(work, pools))
 
 
 def loop(blocks: list[TrainBlock], site: Site) -> tuple[list[Weights], float]:
@@ -141,8 +151,7 @@ def test_sub_models(benchmark, keep, tmp_path, monkeypatch) -> None:
             for number in range(rounds):
                 blocks = planned(split, dataset, defense, recipe, 1 + number)
                 began = time.perf_counter()
-                jobs = [pool.submit(together, blocks[i::2], site) for i, pool in enumerate(two)]
-                spent = sum(job.result() for job in jobs)
+                spent = shared_out(two, blocks, site)
                 seconds = np.array([time.perf_counter() - began, spent])
                 taken[TOGETHER].append(seconds / defense.num_models)
                 for kind, pool in loops.items():
