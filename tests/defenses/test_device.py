@@ -28,8 +28,15 @@ REFUSED = {
     "dpsgd": "META device type not an accelerator",
 }
 ANSWERS_HERE = {"model_stacking"}  # both its models, as it does when it is asked
-FITTED = [name for name in names("defenses") if hasattr(defense(name), "fit")]
-TRAINED = [name for name in names("defenses") if hasattr(defense(name), "train")]
+QUICK = {"purifier", "relaxloss"}  # one of each kind in every run of the tests
+
+
+def having(method: str) -> list[Any]:
+    return [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in names("defenses")
+        if hasattr(defense(name), method)
+    ]
 
 
 class Away(torch.Tensor):
@@ -130,7 +137,7 @@ def compare(name: str, world: Any, learn: Callable[[Any], dict[str, np.ndarray]]
         np.testing.assert_array_equal(found[key], value, err_msg=key)
 
 
-@pytest.mark.parametrize("name", FITTED)
+@pytest.mark.parametrize("name", having("fit"))
 def test_is_fitted_where_it_is_told(name, make_world, prepared):
     plugin = small(name)
     world = prepared(plugin, make_world(5), 3)
@@ -138,7 +145,7 @@ def test_is_fitted_where_it_is_told(name, make_world, prepared):
 
 
 @pytest.mark.filterwarnings("ignore:.*to a meta parameter in the current model")  # it is copied
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", having("train"))
 def test_is_trained_where_it_is_told(name, make_world, prepared):
     plugin = small(name)
     world = prepared(plugin, replace(make_world(5), weights=None), 3)

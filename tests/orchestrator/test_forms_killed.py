@@ -7,11 +7,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from orchestrator.check import load_experiment
 from orchestrator.forms import kept
 from orchestrator.garbage import survey
 from orchestrator.plan import make_plan
 from orchestrator.resume import Store
+
+pytestmark = pytest.mark.slow
 
 
 def averaged(place) -> list[tuple]:
