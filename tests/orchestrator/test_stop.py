@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -27,6 +28,8 @@ def test_stopped_by_a_signal(lab, new_history, place, how):
         stderr=subprocess.PIPE,
         bufsize=0,  # so that select() and readline() see the same
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # Jobs that a shell puts in the background begin with SIGINT ignored, and so would this.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     # Progress is a line a task without a terminal; the second says that one has finished.
     for _ in range(2):
