@@ -156,9 +156,8 @@ def test_one_sided_knowledge_and_divergence_are_refused(world: Any) -> None:
         Nsh().score(world.service(), known, world.x[:3], world.y[:3], seed=0)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_the_device_is_where_the_net_goes(world: Any) -> None:
     known = world.knowledge(Nsh(), 0)
-    object.__setattr__(known, "device", "cuda")
-    with pytest.raises((AssertionError, RuntimeError), match=r"CUDA|NVIDIA"):
+    object.__setattr__(known, "device", "meta")  # whose tensors have no values to give back
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
         Nsh().score(world.service(), known, world.x[:3], world.y[:3], seed=0)

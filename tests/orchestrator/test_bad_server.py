@@ -91,7 +91,7 @@ def test_a_cluster_that_is_not_there_is_told_soon(place: Any) -> None:
     [
         "nonsense",
         "./mlruns",
-        "file:///tmp/mlruns",
+        "file:///mlruns",
         "ftp://somewhere/else",
         "http://",
         "http://[::1",
