@@ -47,6 +47,7 @@ class AdversarialTraining(Attack):
     THREAT_MODEL: ClassVar[str] = "BB-adaptive"
     THRESHOLD: ClassVar[float | None] = 0.0
     CONTAINS_GAP: ClassVar[bool] = True
+    LEARNS: ClassVar[bool] = True
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"post": "none"},
         "sound": {},

@@ -13,11 +13,16 @@ __all__ = [
     "Classifier",
     "Knowledge",
     "Known",
+    "Kind",
+    "Model",
     "Outline",
     "Planning",
+    "Records",
     "Shadows",
     "Trained",
 ]
+
+Kind = Literal["binary", "image", "continuous"]
 
 
 class Classifier(Protocol):
@@ -32,6 +37,21 @@ class Classifier(Protocol):
     def num_queries(self) -> int: ...
 
     def __call__(self, x: NDArray[Any]) -> NDArray[Any]: ...
+
+    def timed(self, x: NDArray[Any]) -> tuple[NDArray[Any], float]:
+        """An answer computed afresh, and the seconds it took; counts as a call does."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """Records of which nothing is told but x [N, ...] float32 and y [N] int64."""
+
+    x: NDArray[Any]
+    y: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.y)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +68,14 @@ class Known:
 
     def __len__(self) -> int:
         return len(self.y)
+
+
+class Model(Protocol):
+    """Something the attacker trained and can ask without limit."""
+
+    def answer(self, x: NDArray[Any]) -> NDArray[np.float64]:
+        """Confidences [N, C] for any x [N, ...]."""
+        ...
 
 
 class Trained(Protocol):
@@ -96,6 +124,9 @@ class Outline(Protocol):
     Attributes:
         known_rows: rows of the dataset the attacker holds (fit and calibration parts of
             members and non-members, pooled and shuffled; membership is not told).
+        population_rows: rows of the dataset nobody trained on and nobody is judged by, which
+            the attacker holds too; sorted, often none.
+        num_members: how many records the target was trained on.
         labels: int64 [n], the class of every row of the dataset.
         num_classes: C.
         adaptive: whether the attacker builds its own copy of the deployed defense.
@@ -103,6 +134,12 @@ class Outline(Protocol):
 
     @property
     def known_rows(self) -> NDArray[np.int64]: ...
+
+    @property
+    def population_rows(self) -> NDArray[np.int64]: ...
+
+    @property
+    def num_members(self) -> int: ...
 
     @property
     def labels(self) -> NDArray[np.int64]: ...
@@ -139,18 +176,28 @@ class Outline(Protocol):
 
 
 class Knowledge(Protocol):
-    """All the data and models the threat model grants.
+    """All the data and models the threat model grants; what it does not raises PermissionError.
+
+    `fit` and `cal` tell membership in the target and are for BB-score, BB-label and BB-adaptive;
+    `population` is for all but BB-blind.
 
     Attributes:
         fit: known records to fit on.
         cal: known records for early stopping, thresholds and signs only.
+        population: records known to be no members: those for fitting and, shuffled among them,
+            the dataset's rows of no other role. None of them is ever judged.
         query: the deployed service as asked about known records (the undefended one when the
-            experiment says `fit_on: clean`).
+            experiment says `fit_on: clean`; with `adaptive`, the attacker's own defended copy,
+            to whose members and non-members `fit` and `cal` then refer).
         num_classes: C.
+        kind: of the records: "binary" (bits), "image" (pixels in [0, 1], [channels, height,
+            width]) or "continuous".
         trained: what `trainings` asked for, in that order.
-        rows: int64, every dataset row the attacker holds; the `known_rows` of the outline.
+        rows: int64, the dataset rows whose membership in the target the attacker was told; the
+            `known_rows` of the outline.
         x_of: maps dataset rows [n] to their records x [n, ...] and labels y [n]. Only rows the
-            attacker holds may be asked for; others raise `PermissionError`.
+            attacker holds may be asked for (`known_rows` and `population_rows` of the outline);
+            others raise `PermissionError`.
         device: where torch code should run.
         shadows: the shadow models `trainings` asked for; asking without having asked raises.
     """
@@ -160,6 +207,12 @@ class Knowledge(Protocol):
 
     @property
     def cal(self) -> Known: ...
+
+    @property
+    def population(self) -> Records: ...
+
+    @property
+    def kind(self) -> Kind: ...
 
     @property
     def query(self) -> Classifier: ...
@@ -181,9 +234,39 @@ class Knowledge(Protocol):
     @property
     def shadows(self) -> Shadows: ...
 
+    def train(
+        self,
+        x: NDArray[Any],
+        targets: NDArray[Any],
+        *,
+        seed: int,
+        snapshots: int = 1,
+        **recipe: Any,
+    ) -> tuple[Model, ...]:
+        """Train a model of the target's architecture, for what is known only after answers.
+
+        Models that do not depend on answers are asked for by `trainings`, which trains them in
+        parallel and keeps them.
+
+        Args:
+            x: [N, ...] records.
+            targets: classes int64 [N], or soft labels float [N, C].
+            seed: of its weights and batches.
+            snapshots: how often the model is kept, after equal parts of the training; the last
+                is the finished one. At most the number of epochs.
+            recipe: fields of the target's recipe to change (`epochs`, `learning_rate`, ...).
+
+        Returns:
+            The model as it was at each snapshot, in order.
+        """
+        ...
+
 
 class Attack(BaseModel):
-    """A membership inference attack: its fields are the paper's hyper-parameters.
+    """An attack: its fields are the paper's hyper-parameters.
+
+    A membership inference attack defines `score`. Others define `reconstruct` (model inversion)
+    or `infer` (attribute inference) instead.
 
     Class variables:
         VERSION: bump when the same fields would give other scores.
@@ -195,6 +278,12 @@ class Attack(BaseModel):
             is used unless the calibration records clearly favour another.
         CONTAINS_GAP: whether it sees both y and the released label, so that falling below the gap
             attack shows that it was under-trained (its cell is flagged `invalid`).
+        KINDS: the kinds of records it works on; a dataset of another kind has no cell for it.
+        AGAINST: the defenses it is made for, by name; empty for all. An experiment's `against`
+            goes before it.
+        LEARNS: whether it fits on `known.fit` through `known.query`. Its adaptive form is then
+            fitted on a copy of the whole service that the attacker builds on records it holds.
+            Attacks that train models (`trainings`) defend those instead.
         PRESETS: field values by preset name ("paper", "sound", "cpu"); fields left out keep
             their default.
     """
@@ -207,6 +296,9 @@ class Attack(BaseModel):
     THRESHOLD: ClassVar[float | None] = None
     NATURAL_THRESHOLD: ClassVar[float | None] = None
     CONTAINS_GAP: ClassVar[bool] = False
+    KINDS: ClassVar[frozenset[Kind]] = frozenset({"binary", "image", "continuous"})
+    AGAINST: ClassVar[tuple[str, ...]] = ()
+    LEARNS: ClassVar[bool] = False
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def fault(self, shape: tuple[int, ...], *, adaptive: bool) -> str:
@@ -217,6 +309,15 @@ class Attack(BaseModel):
             adaptive: whether the attacker builds its own copies of the deployed defense.
         """
         return ""
+
+    @property
+    def most_records(self) -> int | None:
+        """How many records it judges at most, for attacks that ask thousands of times about each.
+
+        They are then a random half members, half non-members of those judged otherwise, and half
+        as many of the calibration records.
+        """
+        return None
 
     def score(
         self,
@@ -241,6 +342,45 @@ class Attack(BaseModel):
             Finite float64 [N].
         """
         raise TypeError(f"{type(self).__name__} defines no score()")
+
+    def reconstruct(
+        self, answers: NDArray[np.float64], known: Knowledge, *, seed: int
+    ) -> NDArray[np.float64]:
+        """Rebuild records from the service's answers about them; see `Inversion`.
+
+        Args:
+            answers: [N, C], what the service released about records that are not shown.
+            known: the attacker's own records (`population`, or `fit`) and the service to ask
+                about them (`query`).
+            seed: all randomness derives from it.
+
+        Returns:
+            [N, ...] records; pixels and bits in [0, 1].
+        """
+        raise TypeError(f"{type(self).__name__} defines no reconstruct()")
+
+    def infer(
+        self,
+        answers: NDArray[np.float64],
+        own_answers: NDArray[np.float64],
+        own_values: NDArray[np.int64],
+        *,
+        num_values: int,
+        seed: int,
+    ) -> NDArray[np.float64]:
+        """Infer a sensitive attribute from the service's answers about records; see `Attribute`.
+
+        Args:
+            answers: [N, C], what the service released about the records to judge.
+            own_answers: [M, C], about the attacker's own records.
+            own_values: int64 [M], their attribute, below `num_values`.
+            num_values: A, how many values the attribute has.
+            seed: all randomness derives from it.
+
+        Returns:
+            [N, A] finite scores; the largest is the inferred value.
+        """
+        raise TypeError(f"{type(self).__name__} defines no infer()")
 
 
 @runtime_checkable

@@ -41,6 +41,7 @@ class Metric(Attack):
     VERSION: ClassVar[int] = 1
     THREAT_MODEL: ClassVar[str] = "BB-score"
     THRESHOLD: ClassVar[float | None] = 0.0
+    LEARNS: ClassVar[bool] = True
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "sound": {}, "cpu": {}}
 
     statistic: Statistic = Field("modified_entropy", description="what is read off an answer")

@@ -59,6 +59,7 @@ class Mim(Attack):
     THREAT_MODEL: ClassVar[str] = "BB-score"
     THRESHOLD: ClassVar[float | None] = 0.0
     CONTAINS_GAP: ClassVar[bool] = True
+    LEARNS: ClassVar[bool] = True
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "sound": {},

@@ -34,6 +34,7 @@ class Nsh(Attack):
     THREAT_MODEL: ClassVar[str] = "BB-score"
     NATURAL_THRESHOLD: ClassVar[float | None] = 0.0
     CONTAINS_GAP: ClassVar[bool] = True
+    LEARNS: ClassVar[bool] = True
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"true_confidence": False},
         "sound": {},

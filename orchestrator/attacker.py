@@ -13,25 +13,84 @@ from orchestrator.config import AttackEntry
 from orchestrator.defended import Case, Stage, deploy, shadow
 from storage import splits
 from tasks import plugins
-from tasks.base import Rows, Task, stream
-from tasks.run_attack import known_rows
+from tasks.answers import Answers
+from tasks.base import Rows, Task, random_generator, stream
+from tasks.knowledge import known_rows
 from tasks.train_target import TrainTarget
 
-__all__ = ["AttackerOutline", "attack_trainings"]
+__all__ = ["AttackerOutline", "Own", "own_models", "wants_own_copy"]
+
+# How an attacker divides its records: to train its copy on, to keep from it, and for its defense.
+_IN, _OUT = 0.4, 0.4
 
 
-def attack_trainings(
+@dataclass(frozen=True)
+class Own:
+    """The attacker's own models, as fields of `RunAttack`."""
+
+    trainings: tuple[Task, ...] = ()
+    own_copy: Answers | None = None
+    own_copy_out: Rows | None = None
+    held: Rows | None = None
+
+
+def wants_own_copy(plugin: Any, entry: AttackEntry) -> bool:
+    """Whether the attack is fitted on a copy of the service instead of the deployed one."""
+    elsewhere = entry.adaptive or entry.shadow_data == "population"
+    return elsewhere and plugin.LEARNS and not isinstance(plugin, PlanningAttack)
+
+
+def own_models(
     case: Case, stages: Sequence[Stage], plugin: Any, entry: AttackEntry, judge: splits.Judge
-) -> tuple[Task, ...]:
-    if not isinstance(plugin, PlanningAttack):
-        return ()
+) -> Own:
+    """What the attacker trains before it attacks.
+
+    Raises:
+        ValueError: if the population is too small for models as large as the target.
+    """
     # The threat model keeps the deployed defense's reference records from the attacker.
     own = [
         replace(s, reference_from=s.reference_from and s.reference_from.of_attacker) for s in stages
     ]
-    outline = AttackerOutline(case, own, judge, entry.adaptive)
-    name = plugins.plugin_name(plugin)
-    return plugin.trainings(outline, seed=stream(case.seed, f"attack.fit/{name}"))
+    defended = bool(entry.adaptive and own)
+    held = None
+    if entry.shadow_data == "population":
+        held = Rows(_from_population(case, defended=defended))
+    outline = AttackerOutline(case, own, judge, entry.adaptive, held)
+    if isinstance(plugin, PlanningAttack):
+        seed = stream(case.seed, f"attack.fit/{plugins.plugin_name(plugin)}")
+        return Own(trainings=plugin.trainings(outline, seed=seed), held=held)
+    if not wants_own_copy(plugin, entry):
+        return Own()
+    # The records that set threshold and sign are kept from the copy.
+    rows = case.divided.known(judge)[0] if held is None else held.array
+    order = random_generator(case.seed, "attack.own_copy").permutation(len(rows))
+    rows = np.sort(rows)[order]
+    share_in, share_out = (_IN, _OUT) if defended else (0.5, 0.5)
+    num_in, num_out = round(share_in * len(rows)), round(share_out * len(rows))
+    rows_in, rows_out, rest = np.split(rows, [num_in, num_in + num_out])
+    copy = deploy(
+        case,
+        own if defended else (),
+        Rows(rows_in),
+        Rows(rest) if defended else None,
+        stream(case.seed, "attack.own_copy.train"),
+    )
+    return Own(own_copy=copy, own_copy_out=Rows(rows_out), held=held)
+
+
+def _from_population(case: Case, *, defended: bool) -> NDArray[np.int64]:
+    """Rows enough that a model on the attacker's part of them is as large as the target."""
+    population, num_members = case.divided.population, len(case.divided.members)
+    wanted = round(num_members / (_IN if defended else 0.5))
+    if len(population) < wanted:
+        raise ValueError(
+            f"shadow_data: population takes {wanted} records of no role, so that a shadow model is "
+            f"as large as the target ({num_members}); the split leaves {len(population)}: make its "
+            "roles smaller"
+        )
+    order = random_generator(case.seed, "attack.shadow_data").permutation(len(population))
+    return np.sort(np.sort(population)[order[:wanted]])
 
 
 @dataclass(frozen=True)
@@ -42,11 +101,22 @@ class AttackerOutline:
     stages: Sequence[Stage] = field(repr=False)
     judge: splits.Judge
     adaptive: bool
+    held: Rows | None = None
 
     @cached_property
     def known_rows(self) -> NDArray[np.int64]:
-        """Rows the attacker holds; membership is not told."""
-        return known_rows(self.case.divided, self.judge)
+        """Rows the attacker trains its models on; membership is not told."""
+        return known_rows(self.case.divided, self.judge) if self.held is None else self.held.array
+
+    @cached_property
+    def population_rows(self) -> NDArray[np.int64]:
+        """Rows of no role, which the attacker holds too."""
+        return np.sort(self.case.divided.population)
+
+    @property
+    def num_members(self) -> int:
+        """How many records train the target."""
+        return len(self.case.divided.members)
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -67,7 +137,7 @@ class AttackerOutline:
         seed: int,
     ) -> Task:
         """A model like the target on the attacker's rows, with the deployed defense if asked."""
-        foreign = np.setdiff1d(rows, self.known_rows)
+        foreign = np.setdiff1d(rows, np.union1d(self.known_rows, self.population_rows))
         if len(foreign):
             raise PermissionError(f"the attacker does not hold rows {foreign[:3].tolist()}")
         reference = None if reference_rows is None else Rows(reference_rows)

@@ -242,7 +242,12 @@ class AttackEntry(_Entry):
     adaptive: bool = Field(False, strict=True)
     fit_on: Literal["defended", "clean"] = "defended"
     against: Annotated[list[Label], Field(min_length=1)] | None = Field(
-        None, description="only these defenses, by name or label; default: all"
+        None, description="only these defenses, by name or label; default: all it is made for"
+    )
+    shadow_data: Literal["known", "population"] = Field(
+        "known",
+        description="what the attacker's models train on: records it knows, or others of the "
+        "population, as many as the target has (PURIFIER's more powerful shadow)",
     )
     grid: dict[str, Values] = {}
     params: dict[str, Any] = {}
@@ -250,7 +255,7 @@ class AttackEntry(_Entry):
     @model_validator(mode="before")
     @classmethod
     def _gather(cls, value: Any) -> Any:
-        own = ("name", "label", "preset", "adaptive", "fit_on", "against", "grid")
+        own = ("name", "label", "preset", "adaptive", "fit_on", "against", "shadow_data", "grid")
         return _gathered(value, own, "params")
 
 
@@ -334,5 +339,6 @@ def attack_label(entry: AttackEntry) -> str:
         return entry.label
     shown = [v if isinstance(v, str) else f"{k}={v}" for k, v in entry.params.items()]
     shown += ["clean"] if entry.fit_on == "clean" else []
+    shown += ["large shadow"] if entry.shadow_data == "population" else []
     shown += ["adaptive"] if entry.adaptive else []
     return f"{entry.name}({', '.join(shown)})" if shown else entry.name

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from attacks.base import Planning as PlanningAttack
-from orchestrator.attacker import attack_trainings
+from orchestrator.attacker import own_models
 from orchestrator.config import (
     AttackEntry,
     DatasetEntry,
@@ -139,7 +139,8 @@ def _attacks(experiment: Experiment) -> Iterator[tuple[str, AttackEntry, Any]]:
             plugin = cls.model_validate(fields)
             label = attack_label(entry) + point_label(entry, values)
             yield label, entry, plugin
-            if experiment.adaptive and not entry.adaptive and isinstance(plugin, PlanningAttack):
+            trains = isinstance(plugin, PlanningAttack) or plugin.LEARNS
+            if experiment.adaptive and not entry.adaptive and trains:
                 yield f"{label} adaptive", entry.model_copy(update={"adaptive": True}), plugin
 
 
@@ -165,10 +166,12 @@ def _cells(
         utility = MeasureUtility(seed=case.seed, answers=answers, baseline=baseline)
         yield Cell(kind="utility", attack="", task=utility, **about)
         for name, attack, plugin in listed:
-            if attack.against is not None and names.isdisjoint(attack.against):
+            made_for = attack.against or plugin.AGAINST
+            if (made_for and names.isdisjoint(made_for)) or case.dataset.kind not in plugin.KINDS:
                 continue
             if attack.adaptive and not answers.defenses:
                 continue  # an own copy of no defense is the same attack again
+            own = own_models(case, stages, plugin, attack, entry.judge)
             task = RunAttack(
                 seed=case.seed,
                 answers=answers,
@@ -177,7 +180,10 @@ def _cells(
                 judge=entry.judge,
                 fit_on=attack.fit_on,
                 adaptive=attack.adaptive,
-                trainings=attack_trainings(case, stages, plugin, attack, entry.judge),
+                trainings=own.trainings,
+                own_copy=own.own_copy,
+                own_copy_out=own.own_copy_out,
+                held=own.held,
             )
             yield Cell(kind="attack", attack=name, task=task, **about)
 

@@ -19,6 +19,7 @@ train_shadows.py    tasks: shadow models in the half-split design
 train_block.py      tasks: models on row sets of their own, trained several at once
 fit_defense.py      task: a fitted output defense
 answers.py          task: what the service answers for every record
+knowledge.py        what an attacker has, as its threat model grants it
 run_attack.py       task: scores and result row of one attack
 measure_utility.py  task: what a defense costs
 worst_case.py       task: what the strongest of all attacks on a service gets

@@ -60,7 +60,8 @@ def max_null_band(
     accuracy and for AUC. An attack without permutation variance (constant) contributes 0.
 
     Args:
-        scores: per seed, signed scores [A, N_s]; attacks in the same order for every seed.
+        scores: per seed, signed scores [A, N_s]; attacks in the same order for every seed. NaN
+            where an attack did not judge the record: then it is compared on those it did.
         decisions: per seed, bool [A, N_s], True for "member".
         is_member: per seed, bool [N_s].
         seed: of the permutations.
@@ -86,23 +87,28 @@ def max_null_band(
                 f"scores {score_AN.shape} and decisions {decision_AN.shape} of a seed must both "
                 f"be [{num_attacks}, {len(member)}]: attacks of the first seed, records of this one"
             )
-        member_N = np.stack([checked(row, member)[1] for row in score_AN])[0]
+        judged_AN = ~np.isnan(score_AN)
+        member_N = np.asarray(member).astype(bool)
+        for row, judged in zip(score_AN, judged_AN, strict=True):
+            checked(row[judged], member_N[judged])
         # Both metrics are linear in membership. What is left out, a factor common to all seeds,
         # cancels in the statistic. The weights are whole or half numbers: their sums are exact,
         # so a constant attack comes out as exactly 0.
-        num_rows, num_in = member_N.size, int(member_N.sum())
-        rank_AN = scipy.stats.rankdata(score_AN, axis=1) - (num_rows + 1) / 2
-        called_AN = decision_AN.astype(bool).astype(np.float64)
-        weight_BN = np.concatenate([called_AN * num_rows, rank_AN])
-        centre_B = np.concatenate([called_AN.sum(axis=1) * num_in, np.zeros(num_attacks)])
+        num_rows = member_N.size
+        num_A, in_A = judged_AN.sum(axis=1), (judged_AN & member_N).sum(axis=1)
+        ranks = scipy.stats.rankdata(score_AN, axis=1, nan_policy="omit")
+        rank_AN = np.where(judged_AN, ranks - (num_A[:, None] + 1) / 2, 0.0)
+        called_AN = (decision_AN.astype(bool) & judged_AN).astype(np.float64)
+        centred_AN = called_AN * num_A[:, None] - called_AN.sum(axis=1, keepdims=True)
+        weight_BN = np.concatenate([np.where(judged_AN, centred_AN, 0.0), rank_AN])
+        pairs_B = np.tile(in_A * (num_A - in_A), 2)
         step = max(1, _CHUNK_BYTES // (8 * num_rows))
         for first in range(0, 1 + permutations, step):
             count = min(step, 1 + permutations - first)
             member_PN = rng.permuted(np.tile(member_N, (count, 1)), axis=1)
             if first == 0:
                 member_PN[0] = member_N
-            excess_BP = weight_BN @ member_PN.T.astype(np.float64) - centre_B[:, None]
-            excess_BP /= num_in * (num_rows - num_in)
+            excess_BP = weight_BN @ member_PN.T.astype(np.float64) / pairs_B[:, None]
             advantage[..., first : first + count] += excess_BP.reshape(2, num_attacks, count)
     spread = advantage[..., 1:].std(axis=2, keepdims=True)
     standard = advantage / np.where(spread > 0, spread, np.inf)

@@ -2,58 +2,31 @@
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attacks.base import Attack, Known
+from attacks.base import Attack
 from storage import invariants, splits
 from storage.artifacts import Artifact, Draft
 from storage.datasets import Dataset
 from tasks import metrics
 from tasks.answers import Answers, positions
-from tasks.base import Task, measured, stream
+from tasks.base import ADDED, Rows, Task, measured, stream
 from tasks.check_split import CheckSplit, asked_order
+from tasks.knowledge import Held, Knowledge
 from tasks.plugins import plugin_name
 from tasks.service import Query, digests
 from tasks.split import rows_seen
 from tasks.train_shadows import LoneShadow, Shadow
 from tasks.worker import Bench
 
-__all__ = ["RunAttack", "known_rows"]
+__all__ = ["RunAttack"]
 
 GAP_MARGIN = 0.015  # an attack that sees y and the label contains the gap attack, less noise
 COLLAPSED = 0.02  # within-label variance ratio below which a reformer is a prototype
-
-
-@dataclass(frozen=True, eq=False)
-class Knowledge:
-    """`attacks.base.Knowledge`, as the threat model and the split grant it.
-
-    It holds functions rather than the dataset and the store, where an attack could look further.
-    """
-
-    fit: Known
-    cal: Known
-    query: Query
-    num_classes: int
-    trained: tuple[Any, ...]
-    rows: NDArray[np.int64]
-    device: str
-    records: Callable[[NDArray[np.int64]], tuple[NDArray[Any], NDArray[np.int64]]]
-    shadow_models: "Callable[[], ShadowModels]"
-
-    @property
-    def shadows(self) -> "ShadowModels":
-        """The shadow models the attack asked for; raises TypeError if it asked for none."""
-        return self.shadow_models()
-
-    def x_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Records and labels of rows the attacker holds; raises PermissionError for others."""
-        return self.records(rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +42,10 @@ class RunAttack(Task):
         fit_on: whether the attacker fits on what the service returns, or on clean answers.
         adaptive: whether the attacker's own models carry the deployed defense.
         trainings: what the plugin's `trainings` asked for.
+        own_copy: the service that an attack which `LEARNS` is fitted on in the deployed one's
+            place: the attacker's own, trained on records it holds.
+        own_copy_out: what the attacker holds besides and kept from its own copy.
+        held: the rows the attacker's models are trained on, where those are not the known ones.
     """
 
     VERSION: ClassVar[int] = 2
@@ -82,6 +59,9 @@ class RunAttack(Task):
     fit_on: Literal["defended", "clean"] = "defended"
     adaptive: bool = False
     trainings: tuple[Task, ...] = ()
+    own_copy: Answers | None = field(default=None, metadata=ADDED)
+    own_copy_out: Rows | None = field(default=None, metadata=ADDED)
+    held: Rows | None = field(default=None, metadata=ADDED)
 
     @property
     def dataset(self) -> str:
@@ -102,26 +82,18 @@ class RunAttack(Task):
         """Attack, calibrate on the calibration part, then join membership and judge."""
         target = self.answers.target
         dataset, split = bench.dataset(target.split.data), bench.split(target.split)
-        fit_rows, fit_member, cal_rows, cal_member = split.known(self.judge)
+        fit_rows, _, cal_rows, cal_member = split.known(self.judge)
         judged_rows, judged_member = split.judged(self.judge)
+        if (most := self.attack.most_records) is not None:
+            judged_rows, judged_member = balanced(judged_rows, judged_member, most)
+            cal_rows, cal_member = balanced(cal_rows, cal_member, most // 2)
 
         # Calibration records are scored among the judged ones, in an order that tells nothing:
         # the attack treats them alike, and their scores give threshold and sign.
         both = np.concatenate([cal_rows, judged_rows])
         order = asked_order(self.seed, len(both))
         query = Query(self.answers.service(bench), self.attack.ACCESS)
-        fitted_on = self.answers if self.fit_on == "defended" else self.answers.undefended
-        known = Knowledge(
-            fit=Known(dataset.x(fit_rows), dataset.y[fit_rows], fit_member),
-            cal=Known(dataset.x(cal_rows), dataset.y[cal_rows], cal_member),
-            query=Query(fitted_on.service(bench), self.attack.ACCESS),
-            num_classes=dataset.num_classes,
-            trained=tuple(t.trained(bench) for t in self.trainings if not is_shadow(t)),
-            shadow_models=self._shadow_models(bench),
-            rows=known_rows(split, self.judge),
-            records=held_records(dataset, known_rows(split, self.judge)),
-            device=bench.device,
-        )
+        known = self._knowledge(bench, dataset, split)
         shuffled = self.attack.score(
             query,
             known,
@@ -172,10 +144,32 @@ class RunAttack(Task):
             {
                 **figures,
                 "flags": sorted(set(flags)),
-                "num_queries": query.num_queries + known.query.num_queries,
+                "num_queries": query.num_queries
+                + (known.query.num_queries if self.own_copy is None else 0),
                 "threshold": finite(calibration.threshold),
                 "sign": calibration.sign,
             },
+        )
+
+    def _knowledge(self, bench: Bench, dataset: Dataset, split: splits.Split) -> Knowledge:
+        """What the attacker has, as its threat model grants it."""
+        held = Held.of(dataset, split, self.judge, self.held)
+        fitted_on = self.answers if self.fit_on == "defended" else self.answers.undefended
+        fit, cal = held.told
+        if self.own_copy is not None and self.own_copy_out is not None:
+            fitted_on = self.own_copy
+            rows_in = fitted_on.target.member_rows(bench)
+            fit, cal = held.divided(rows_in, self.own_copy_out.array, seed=self.seed)
+        return Knowledge(
+            held=held,
+            threat_model=self.attack.THREAT_MODEL,
+            told_fit=fit,
+            told_cal=cal,
+            query=Query(fitted_on.service(bench), self.attack.ACCESS),
+            trained=tuple(t.trained(bench) for t in self.trainings if not is_shadow(t)),
+            shadow_models=self._shadow_models(bench),
+            architecture=self.answers.target.architecture,
+            device=bench.device,
         )
 
     def _shadow_models(self, bench: Bench) -> "Callable[[], ShadowModels]":
@@ -205,7 +199,8 @@ class RunAttack(Task):
         is_member: NDArray[np.bool_],
     ) -> list[str]:
         flags = self.answers.flags
-        ignorant = self.fit_on == "clean" or (bool(self.trainings) and not self.adaptive)
+        models = bool(self.trainings) or self.own_copy is not None
+        ignorant = self.fit_on == "clean" or (models and not self.adaptive)
         if ignorant and self.answers.defenses:
             flags.append("non_adaptive")
         ratio = self.answers.diagnosis(bench).get("variance_ratio")
@@ -267,22 +262,6 @@ class RunAttack(Task):
         return {"results": [result], "scores": artifact.table("scores")}
 
 
-def held_records(
-    dataset: Dataset, held: NDArray[np.int64]
-) -> Callable[[NDArray[np.int64]], tuple[NDArray[Any], NDArray[np.int64]]]:
-    """Gives records and labels of rows among `held`, and a PermissionError for others."""
-
-    def records(rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        foreign = np.setdiff1d(rows, held)
-        if len(foreign):
-            raise PermissionError(
-                f"the attacker does not hold rows {foreign[:3].tolist()} ({len(foreign)} in all)"
-            )
-        return dataset.x(rows), dataset.y[rows]
-
-    return records
-
-
 class ShadowModels:
     """`attacks.base.Shadows`: the answers of shadow models, and what each record was to them."""
 
@@ -324,7 +303,12 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def known_rows(split: splits.Split, judge: splits.Judge) -> NDArray[np.int64]:
-    """Every row the attacker holds, fit and calibration parts pooled, in an order of their own."""
-    fit_rows, _, cal_rows, _ = split.known(judge)
-    return np.sort(np.concatenate([fit_rows, cal_rows]))
+def balanced(
+    rows: NDArray[np.int64], is_member: NDArray[np.bool_], most: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """At most `most` rows, half members and half not, the first of each in the given order."""
+    each = min(most // 2, int(is_member.sum()), int((~is_member).sum()))
+    kept = np.sort(
+        np.concatenate([np.flatnonzero(is_member)[:each], np.flatnonzero(~is_member)[:each]])
+    )
+    return rows[kept], is_member[kept]

@@ -62,6 +62,8 @@ class WorstCase(Task):
         grouped: dict[str, list[RunAttack]] = {}
         for task in self.attacks:
             identity = [canonical(task.attack), task.adaptive, task.fit_on]
+            # An attacker's models may be trained on its own records or on the population.
+            identity += [task.held is not None] if task.held is not None else []
             grouped.setdefault(json.dumps(identity, sort_keys=True), []).append(task)
         groups = [sorted(tasks, key=lambda task: task.seed) for tasks in grouped.values()]
         seeds = [[task.seed for task in tasks] for tasks in groups]
@@ -116,10 +118,15 @@ class WorstCase(Task):
     def _band(self, bench: Bench, groups: list[list[RunAttack]]) -> NullBand:
         scores, decisions, is_member = [], [], []
         for of_seed in zip(*groups, strict=True):
-            tables = [_by_record(bench.open(task).table("scores")) for task in of_seed]
-            scores.append(np.stack([table["score"] for table in tables]))
-            decisions.append(np.stack([table["decision"] for table in tables]))
-            is_member.append(tables[0]["is_member"])
+            tables = [bench.open(task).table("scores") for task in of_seed]
+            # An attack that asks thousands of times about a record judges some of them only.
+            record = np.unique(np.concatenate([table["record"] for table in tables]))
+            scores.append(np.stack([_spread(record, t, "score", np.nan) for t in tables]))
+            decisions.append(np.stack([_spread(record, t, "decision", False) for t in tables]))
+            member = np.zeros(len(record), dtype=bool)
+            for table in tables:
+                member[np.searchsorted(record, table["record"])] = table["is_member"]
+            is_member.append(member)
         seed = stream(self.seed, "worst.permutations")
         return max_null_band(scores, decisions, is_member, seed=seed)
 
@@ -137,6 +144,10 @@ class WorstCase(Task):
         return {"worst": [row]}
 
 
-def _by_record(table: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    order = np.argsort(table["record"])
-    return {name: column[order] for name, column in table.items()}
+def _spread(
+    record: NDArray[np.int64], table: dict[str, NDArray[Any]], column: str, missing: Any
+) -> NDArray[Any]:
+    """A column of a table of records, at their places among `record` [N]; `missing` elsewhere."""
+    spread = np.full(len(record), missing, dtype=table[column].dtype)
+    spread[np.searchsorted(record, table["record"])] = table[column]
+    return spread

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import nn
 
-from attacks.base import Attack, Known, Planning
+from attacks.base import Attack, Known, Planning, Records
 
 Defend = Callable[[NDArray[Any]], NDArray[Any]]
 
@@ -41,6 +41,32 @@ class Model:
             optimiser.step()
         self.weights = {name: p.detach().numpy() for name, p in net.named_parameters()}
 
+    @classmethod
+    def fitted(
+        cls, x: Any, targets: Any, num_classes: int, seed: int, snapshots: int, epochs: int
+    ) -> "list[Model]":
+        """Snapshots of a network trained on classes [N] or soft labels [N, C]."""
+        torch.set_num_threads(1)
+        x = x.reshape(len(x), -1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = nn.Sequential(nn.Linear(x.shape[1], 128), nn.ReLU(), nn.Linear(128, num_classes))
+        optimiser = torch.optim.Adam(net.parameters(), lr=0.01)
+        inputs, labels = torch.tensor(np.array(x)), torch.tensor(np.array(targets))
+        labels = labels.float() if labels.ndim == 2 else labels
+        found = []
+        ends = {-(-epochs * i // snapshots) for i in range(1, snapshots + 1)}
+        for epoch in range(epochs):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(net(inputs), labels).backward()
+            optimiser.step()
+            if epoch + 1 in ends:
+                model = cls.__new__(cls)
+                model.state, model.defend, model.rows = {}, keep, np.empty(0, dtype=np.int64)
+                model.weights = {n: p.detach().numpy().copy() for n, p in net.named_parameters()}
+                found.append(model)
+        return found
+
     def answer(self, x: Any) -> NDArray[Any]:
         # In float64, so that an answer does not depend on its place in the batch.
         w = {name: p.astype(np.float64) for name, p in self.weights.items()}
@@ -54,6 +80,10 @@ class Service:
 
     def __init__(self, answer: Callable[[Any], Any], access: str) -> None:
         self.answer, self.access, self.num_queries = answer, access, 0
+
+    def timed(self, x: Any) -> tuple[NDArray[Any], float]:
+        """An answer, and a made-up time that tells nothing."""
+        return self(x), 1e-3
 
     def __call__(self, x: Any) -> NDArray[Any]:
         self.num_queries += len(x)
@@ -98,10 +128,15 @@ class ShadowModels:
         return self._role[:, [self._place.get(record.tobytes(), -1) for record in x]]
 
 
+TOLD = {"BB-score", "BB-label", "BB-adaptive", "BB-defense-white"}
+
+
 @dataclass(frozen=True, eq=False)
 class Knowledge:
-    fit: Known
-    cal: Known
+    threat_model: str
+    told: tuple[Known, Known]
+    others: Records
+    kind: str
     query: Service
     num_classes: int
     trained: tuple[Model, ...]
@@ -109,6 +144,31 @@ class Knowledge:
     x_of: Callable[[Any], tuple[Any, Any]]
     device: str = "cpu"
     asked_shadows: ShadowModels | None = None
+
+    @property
+    def fit(self) -> Known:
+        return self._told(0)
+
+    @property
+    def cal(self) -> Known:
+        return self._told(1)
+
+    def _told(self, part: int) -> Known:
+        if self.threat_model not in TOLD:
+            raise PermissionError(f"{self.threat_model} is told nobody's membership")
+        return self.told[part]
+
+    @property
+    def population(self) -> Records:
+        if self.threat_model == "BB-blind":
+            raise PermissionError("a blind attacker has no records of its own")
+        return self.others
+
+    def train(
+        self, x: Any, targets: Any, *, seed: int, snapshots: int = 1, **recipe: Any
+    ) -> tuple[Model, ...]:
+        epochs = recipe.get("epochs", 80)
+        return tuple(Model.fitted(x, targets, self.num_classes, seed, snapshots, epochs))
 
     @property
     def shadows(self) -> ShadowModels:
@@ -122,7 +182,8 @@ class World:
     """Records, a target trained on some of them, and who knows what.
 
     `independent`: the target never saw a member, so there is nothing to find out. `image`: the
-    shape [channels, height, width] records are given, with as many features.
+    shape [channels, height, width] records are given, with as many features in [0, 1]. `binary`:
+    features are bits.
     """
 
     num_classes: int = 8
@@ -131,6 +192,7 @@ class World:
     independent: bool = False
     seed: int = 0
     image: tuple[int, ...] | None = None
+    binary: bool = False
     cache: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -139,6 +201,10 @@ class World:
         centre = rng.normal(size=(self.num_classes, self.num_features)) * 0.3
         y = rng.integers(self.num_classes, size=n)
         x = (centre[y] + rng.normal(size=(n, self.num_features))).astype(np.float32)
+        if self.binary:
+            x = (x > 0).astype(np.float32)
+        if self.image:
+            x = (1 / (1 + np.exp(-x))).astype(np.float32)
         x = x.reshape(n, *(self.image or (self.num_features,)))
         shuffled = rng.permutation(n).reshape(3, self.per_side)
         members, nonmembers, others = shuffled
@@ -161,6 +227,8 @@ class World:
             ("parts", parts),
             ("known_rows", known_rows),
             ("trained_on", others if self.independent else members),
+            # Where nothing trained on them: a third group nobody is judged by.
+            ("population_rows", others[:0] if self.independent else others),
         ):
             object.__setattr__(self, name, value)
 
@@ -184,6 +252,8 @@ class World:
     def outline(self, *, adaptive: bool = False) -> SimpleNamespace:
         return SimpleNamespace(
             known_rows=self.known_rows,
+            population_rows=np.sort(self.population_rows),
+            num_members=self.per_side,
             labels=self.y,
             num_classes=self.num_classes,
             adaptive=adaptive,
@@ -199,7 +269,8 @@ class World:
         return Known(self.x[rows], self.y[rows], self.is_member[rows])
 
     def x_of(self, rows: Any) -> tuple[Any, Any]:
-        if not np.isin(rows, self.known_rows).all():
+        held = np.concatenate([self.known_rows, self.population_rows])
+        if not np.isin(rows, held).all():
             raise PermissionError("rows the attacker does not hold")
         return self.x[rows], self.y[rows]
 
@@ -222,9 +293,14 @@ class World:
         if shadows:
             defended = shadows[0]["defended"]
             shadow_models = self.shadows(len(shadows), defend, defended=defended)
+        fit = self.known("fit")
+        rows = np.concatenate([self.parts["fit"][~fit.is_member], self.population_rows])
+        rows = np.random.default_rng(self.seed).permutation(rows)
         return Knowledge(
-            fit=self.known("fit"),
-            cal=self.known("cal"),
+            threat_model=attack.THREAT_MODEL,
+            told=(fit, self.known("cal")),
+            others=Records(self.x[rows], self.y[rows]),
+            kind="image" if self.image else "binary" if self.binary else "continuous",
             query=self.service(attack.ACCESS, defend),
             num_classes=self.num_classes,
             trained=tuple(trained),

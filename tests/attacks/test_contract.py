@@ -95,8 +95,9 @@ def test_inputs_and_global_random_state_are_untouched(attack: Attack, small_worl
     known, query = small_world.knowledge(attack, 0), small_world.service(attack.ACCESS)
     rows = small_world.parts["eval"][:50]
     arrays = [small_world.x[rows], small_world.y[rows], known.rows]
-    for part in (known.fit, known.cal):
+    for part in known.told:
         arrays += [part.x, part.y, part.is_member]
+    arrays += [known.others.x, known.others.y]
     for model in known.trained:
         arrays += [model.rows, *model.weights.values()]
     before = [a.tobytes() for a in arrays]
@@ -145,6 +146,38 @@ def test_released_rows_need_not_be_distributions(
 ) -> None:
     scores, _ = small_world.run(attack, defend=lambda confidence: confidence * scale)
     assert np.isfinite(scores).all()
+
+
+def test_membership_is_told_only_to_those_whose_threat_model_says_so(
+    attack: Attack, small_world: Any
+) -> None:
+    """What `known` refuses is refused to the attack as well, so its scores cannot need it."""
+    known = small_world.knowledge(attack, 0)
+    told = type(attack).THREAT_MODEL in {"BB-score", "BB-label", "BB-adaptive", "BB-defense-white"}
+    for part in ("fit", "cal"):
+        if told:
+            assert len(getattr(known, part))
+        else:
+            with pytest.raises(PermissionError):
+                getattr(known, part)
+
+
+def test_an_attack_that_learns_uses_the_known_records(attack: Attack, small_world: Any) -> None:
+    """`LEARNS` promises that another `known.fit` gives another attack: its adaptive form."""
+    if not type(attack).LEARNS:
+        return
+    known = small_world.knowledge(attack, 0)
+    rows = small_world.parts["eval"][:60]
+    swapped = small_world.knowledge(attack, 0)
+    for part in swapped.told:
+        np.logical_not(part.is_member, out=part.is_member)
+    first, second = (
+        attack.score(
+            small_world.service(attack.ACCESS), k, small_world.x[rows], small_world.y[rows], seed=0
+        )
+        for k in (known, swapped)
+    )
+    assert first.tobytes() != second.tobytes()
 
 
 def test_overfitting_is_found(attack: Attack, world: Any) -> None:

@@ -61,7 +61,7 @@ def test_shadow_records_are_told_apart_by_whether_the_shadow_saw_them(
 def test_true_membership_of_known_records_is_not_used(world: Any) -> None:
     attack, rows = MlLeaks(), world.parts["eval"]
     honest, flipped = (world.knowledge(attack, 0) for _ in range(2))
-    for part in (flipped.fit, flipped.cal):
+    for part in flipped.told:
         np.logical_not(part.is_member, out=part.is_member)
     first, second = (
         attack.score(world.service(), known, world.x[rows], world.y[rows], seed=0)

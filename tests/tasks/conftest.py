@@ -20,7 +20,8 @@ from tasks.answers import Answers
 from tasks.base import Data, Rows, Task
 from tasks.check_split import CheckSplit
 from tasks.fit_defense import FitDefense
-from tasks.run_attack import RunAttack, known_rows
+from tasks.knowledge import known_rows
+from tasks.run_attack import RunAttack
 from tasks.split import Split
 from tasks.train_target import TrainTarget
 from tasks.worker import Bench, Site, execute

@@ -48,9 +48,11 @@ class Spy(Attack):
             case "list":
                 return [0.25] * n
             case "foreign":
-                known.x_of(np.setdiff1d(np.arange(200), known.rows)[:5])
+                held = np.union1d(known.rows, known.held.population_rows)
+                known.x_of(np.setdiff1d(np.arange(200), held)[:5])
             case "mixed":
-                known.x_of(np.append(known.rows, known.rows.max() + 1))
+                held = np.union1d(known.rows, known.held.population_rows)
+                known.x_of(np.append(known.rows, np.setdiff1d(np.arange(200), held)[0]))
             case "position":
                 return np.arange(n)
         return query(x)[np.arange(n), y]
