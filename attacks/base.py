@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict
 __all__ = [
     "Attack",
     "Classifier",
+    "Kind",
     "Knowledge",
     "Known",
-    "Kind",
     "Model",
     "Outline",
     "Planning",
@@ -318,6 +318,22 @@ class Attack(BaseModel):
         as many of the calibration records.
         """
         return None
+
+    def harder(self) -> tuple["Attack", ...]:
+        """The same attack trained harder, to be tried where it gets next to nothing.
+
+        Three learning rates and four times the steps, for attacks with fields of these names.
+        """
+        if not {"learning_rate", "epochs"} <= type(self).model_fields.keys():
+            return ()
+        given: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
+        longer: dict[str, Any] = {
+            name: 4 * given[name] for name in ("epochs", "patience") if name in given
+        }
+        return tuple(
+            self.model_copy(update={**longer, "learning_rate": factor * given["learning_rate"]})
+            for factor in (1 / 3, 1.0, 3.0)
+        )
 
     def score(
         self,

@@ -287,7 +287,12 @@ class Experiment(_Entry):
     )
     attacks: list[AttackEntry] = Field(min_length=1)
     adaptive: bool = Field(
-        False, strict=True, description="also run attacks that train models adaptively"
+        False, strict=True, description="also run attacks that learn or train models adaptively"
+    )
+    retry: bool = Field(
+        False,
+        strict=True,
+        description="train attacks harder that a defense brings below 52 % under the first seed",
     )
     preset: Preset = "cpu"
 

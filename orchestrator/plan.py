@@ -24,6 +24,7 @@ from storage import datasets
 from tasks import architectures, plugins
 from tasks.base import Task
 from tasks.check_split import CheckSplit
+from tasks.effort import ChooseEffort
 from tasks.measure_utility import MeasureUtility
 from tasks.noise import NoisePolicy
 from tasks.reference import ReferenceFrom
@@ -69,9 +70,10 @@ def make_plan(experiment: Experiment, data_dir: Path | None) -> Plan:
         chains = list(_chains(experiment, entry.name, dataset.num_classes, data_dir))
         listed = list(_attacks(experiment))
         mine: list[Cell] = []
+        efforts: dict[tuple[str, str], ChooseEffort] = {}
         for seed in experiment.seeds:
             case = _case(experiment, entry, dataset, seed)
-            mine += _cells(experiment, entry, case, chains, listed)
+            mine += _cells(experiment, entry, case, chains, listed, efforts)
         cells += [*mine, *_worst_cells(mine)]
     for cell in cells:
         _collect(cell.task, tasks)
@@ -150,7 +152,9 @@ def _cells(
     case: Case,
     chains: Sequence[tuple[str, str, list[Stage], set[str]]],
     listed: Sequence[tuple[str, AttackEntry, Any]],
+    efforts: dict[tuple[str, str], ChooseEffort],
 ) -> Iterator[Cell]:
+    """The cells of one seed; `efforts` are those chosen under the first, by defense and attack."""
     baseline = deploy(case, [])
     checks = CheckSplit(seed=case.seed, split=case.split, judge=entry.judge)
     yield Cell("check", entry.name, case.seed, "", "", "", experiment.preset, checks)
@@ -185,6 +189,9 @@ def _cells(
                 own_copy_out=own.own_copy_out,
                 held=own.held,
             )
+            if experiment.retry and answers.defenses and plugin.harder():
+                effort = efforts.setdefault((label, name), ChooseEffort(case.seed, task))
+                task = replace(task, effort=effort)
             yield Cell(kind="attack", attack=name, task=task, **about)
 
 

@@ -21,6 +21,8 @@ fit_defense.py      task: a fitted output defense
 answers.py          task: what the service answers for every record
 knowledge.py        what an attacker has, as its threat model grants it
 run_attack.py       task: scores and result row of one attack
+effort.py           task: whether a weak attack is to be trained harder
+one_run.py          a lower bound on epsilon from the guesses of one run
 measure_utility.py  task: what a defense costs
 worst_case.py       task: what the strongest of all attacks on a service gets
 detection.py        small classifiers that tell two kinds of records apart

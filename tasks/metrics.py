@@ -24,6 +24,7 @@ from tasks._intervals import (
     mean_interval,
     seed_interval,
 )
+from tasks.one_run import epsilon_one_run
 
 __all__ = [
     "Calibration",
@@ -290,6 +291,7 @@ def attack_metrics(
         "precision": tp / called if called else float("nan"),
         "recall": tp / num_in,
         "epsilon_lower_bound": epsilon_lower_bound(signed_N, member_N),
+        "epsilon_one_run": epsilon_one_run(signed_N, member_N),
     }
     for alpha, column in ((0.01, "tpr_at_fpr_0_01"), (0.001, "tpr_at_fpr_0_001")):
         hits = _tp_at_fpr(signed_N, member_N, alpha)

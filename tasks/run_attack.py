@@ -2,8 +2,9 @@
 
 import json
 import math
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeGuard
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ from tasks.service import Query, digests
 from tasks.split import rows_seen
 from tasks.train_shadows import LoneShadow, Shadow
 from tasks.worker import Bench
+
+if TYPE_CHECKING:
+    from tasks.effort import ChooseEffort
 
 __all__ = ["RunAttack"]
 
@@ -46,6 +50,7 @@ class RunAttack(Task):
             place: the attacker's own, trained on records it holds.
         own_copy_out: what the attacker holds besides and kept from its own copy.
         held: the rows the attacker's models are trained on, where those are not the known ones.
+        effort: a `ChooseEffort` that says whether the attack is to be trained harder, or None.
     """
 
     VERSION: ClassVar[int] = 2
@@ -62,6 +67,7 @@ class RunAttack(Task):
     own_copy: Answers | None = field(default=None, metadata=ADDED)
     own_copy_out: Rows | None = field(default=None, metadata=ADDED)
     held: Rows | None = field(default=None, metadata=ADDED)
+    effort: "ChooseEffort | None" = field(default=None, metadata=ADDED)
 
     @property
     def dataset(self) -> str:
@@ -82,38 +88,21 @@ class RunAttack(Task):
         """Attack, calibrate on the calibration part, then join membership and judge."""
         target = self.answers.target
         dataset, split = bench.dataset(target.split.data), bench.split(target.split)
-        fit_rows, _, cal_rows, cal_member = split.known(self.judge)
-        judged_rows, judged_member = split.judged(self.judge)
-        if (most := self.attack.most_records) is not None:
-            judged_rows, judged_member = balanced(judged_rows, judged_member, most)
-            cal_rows, cal_member = balanced(cal_rows, cal_member, most // 2)
-
-        # Calibration records are scored among the judged ones, in an order that tells nothing:
-        # the attack treats them alike, and their scores give threshold and sign.
-        both = np.concatenate([cal_rows, judged_rows])
-        order = asked_order(self.seed, len(both))
-        query = Query(self.answers.service(bench), self.attack.ACCESS)
-        known = self._knowledge(bench, dataset, split)
-        shuffled = self.attack.score(
-            query,
-            known,
-            dataset.x(both[order]),
-            dataset.y[both[order]],
-            seed=stream(self.seed, f"attack.fit/{self.name}"),
-        )
-        score = self._checked(shuffled, len(both))[np.argsort(order)]
-        cal_score, judged_score = score[: len(cal_rows)], score[len(cal_rows) :]
-
-        calibration = metrics.calibrate(
-            cal_score, cal_member, self.attack.THRESHOLD, self.attack.NATURAL_THRESHOLD
-        )
+        plugin = self.attack if self.effort is None else self.effort.chosen(bench)
+        if self.effort is not None and plugin is self.effort.first.attack and self._is_first:
+            _copy(bench.open(self.effort.first), draft)
+            return
+        found = self.attempt(bench, plugin)
+        calibration = found.calibration(plugin)
         figures: dict[str, Any] = dict(
-            metrics.attack_metrics(judged_score, judged_member, calibration)
+            metrics.attack_metrics(found.judged_score, found.judged_member, calibration)
         )
+        judged_rows, judged_member = found.judged_rows, found.judged_member
         flags = [*figures.pop("flags"), *self._flags(bench, figures, judged_rows, judged_member)]
         flags += self.checks.flags(bench)
+        fit_rows = split.known(self.judge)[0]
         for violation in self._violations(
-            bench, dataset, split, (fit_rows, cal_rows, judged_rows), judged_member
+            bench, dataset, split, (fit_rows, found.cal_rows, judged_rows), judged_member
         ):
             if violation.fatal:
                 raise RuntimeError(
@@ -126,17 +115,19 @@ class RunAttack(Task):
             {
                 "record": judged_rows,
                 "is_member": judged_member,
-                "score": calibration.sign * judged_score,
-                "decision": metrics.decisions(judged_score, calibration),
+                "score": calibration.sign * found.judged_score,
+                "decision": metrics.decisions(found.judged_score, calibration),
             },
         )
+        lists = {"fit": fit_rows, "cal": found.cal_rows, "judged": judged_rows}
+        if self.own_copy is not None and self.own_copy_out is not None:
+            rows_in = self.own_copy.target.member_rows(bench)
+            lists |= {"own_copy_in": rows_in, "own_copy_out": self.own_copy_out.array}
         draft.table(
             "rows",
             {
-                "role": np.repeat(
-                    ["fit", "cal", "judged"], [len(fit_rows), len(cal_rows), len(judged_rows)]
-                ),
-                "row": np.concatenate([fit_rows, cal_rows, judged_rows]),
+                "role": np.repeat(list(lists), [len(rows) for rows in lists.values()]),
+                "row": np.concatenate(list(lists.values())),
             },
         )
         draft.facts(
@@ -144,11 +135,52 @@ class RunAttack(Task):
             {
                 **figures,
                 "flags": sorted(set(flags)),
-                "num_queries": query.num_queries
-                + (known.query.num_queries if self.own_copy is None else 0),
+                "num_queries": found.num_queries,
                 "threshold": finite(calibration.threshold),
                 "sign": calibration.sign,
+                "effort": json.dumps(differences(self.attack, plugin), sort_keys=True),
             },
+        )
+
+    @property
+    def _is_first(self) -> bool:
+        """Whether this is what the effort was chosen by, so that nothing has to run again."""
+        return self.effort is not None and replace(self, effort=None).key == self.effort.first.key
+
+    def attempt(self, bench: Bench, plugin: Attack) -> "Attempt":
+        """Score calibration and judged records with the plugin, which may be trained harder."""
+        target = self.answers.target
+        dataset, split = bench.dataset(target.split.data), bench.split(target.split)
+        _, _, cal_rows, cal_member = split.known(self.judge)
+        judged_rows, judged_member = split.judged(self.judge)
+        if (most := plugin.most_records) is not None:
+            judged_rows, judged_member = balanced(judged_rows, judged_member, most)
+            cal_rows, cal_member = balanced(cal_rows, cal_member, most // 2)
+
+        # Calibration records are scored among the judged ones, in an order that tells nothing:
+        # the attack treats them alike, and their scores give threshold and sign.
+        both = np.concatenate([cal_rows, judged_rows])
+        order = asked_order(self.seed, len(both))
+        query = Query(self.answers.service(bench), plugin.ACCESS)
+        known = self._knowledge(bench, dataset, split)
+        shuffled = plugin.score(
+            query,
+            known,
+            dataset.x(both[order]),
+            dataset.y[both[order]],
+            seed=stream(self.seed, f"attack.fit/{self.name}"),
+        )
+        score = self._checked(shuffled, len(both))[np.argsort(order)]
+        # Its own copy an attacker may ask as often as it likes.
+        asked = known.query.num_queries if self.own_copy is None else 0
+        return Attempt(
+            cal_rows,
+            cal_member,
+            score[: len(cal_rows)],
+            judged_rows,
+            judged_member,
+            score[len(cal_rows) :],
+            query.num_queries + asked,
         )
 
     def _knowledge(self, bench: Bench, dataset: Dataset, split: splits.Split) -> Knowledge:
@@ -255,11 +287,31 @@ class RunAttack(Task):
             "threat_model": self.attack.THREAT_MODEL,
             "adaptive": self.adaptive,
             "judge": self.judge,
+            "shadow_data": "known" if self.held is None else "population",
             **columns,
             **{name: taken[name] for name in ("duration_s", "device", "worker", "created_at")},
             "task_key": self.key,
         }
         return {"results": [result], "scores": artifact.table("scores")}
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """What an attack said of the calibration and the judged records, and what it asked."""
+
+    cal_rows: NDArray[np.int64]
+    cal_member: NDArray[np.bool_]
+    cal_score: NDArray[np.float64]
+    judged_rows: NDArray[np.int64]
+    judged_member: NDArray[np.bool_]
+    judged_score: NDArray[np.float64]
+    num_queries: int
+
+    def calibration(self, plugin: Attack) -> metrics.Calibration:
+        """Threshold and sign, from the calibration records alone."""
+        return metrics.calibrate(
+            self.cal_score, self.cal_member, plugin.THRESHOLD, plugin.NATURAL_THRESHOLD
+        )
 
 
 class ShadowModels:
@@ -301,6 +353,19 @@ def is_shadow(task: Task) -> TypeGuard[Answers]:
 def finite(value: float) -> float | None:
     """The value, or None for the thresholds that call everybody or nobody a member."""
     return value if math.isfinite(value) else None
+
+
+def _copy(done: Artifact, draft: Draft) -> None:
+    """An attack that need not run again, under another key."""
+    for table in ("scores", "rows"):
+        draft.table(table, done.table(table))
+    draft.facts("metrics", done.facts("metrics"))
+
+
+def differences(asked: Attack, used: Attack) -> dict[str, Any]:
+    """The fields in which an attack was run otherwise than asked for."""
+    before, after = asked.model_dump(mode="json"), used.model_dump(mode="json")
+    return {name: value for name, value in after.items() if before[name] != value}
 
 
 def balanced(
