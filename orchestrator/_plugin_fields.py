@@ -13,7 +13,7 @@ from orchestrator._wording import field_problem, kind_problems
 from orchestrator.config import MOST_POINTS, AttackEntry, DefenseEntry, grid_points, point_label
 from tasks.base import canonical
 
-__all__ = ["endless", "faults", "fields", "suffixes"]
+__all__ = ["endless", "faults", "fields", "repeated", "suffixes"]
 
 
 def _num_points(entry: DefenseEntry | AttackEntry) -> int:
@@ -85,3 +85,12 @@ def endless(made: BaseModel, path: str) -> Iterator[Problem]:
         except ValueError:
             message = f"must be finite, got {getattr(made, name)!r:.60}"
             yield Problem(f"{path}.{name}", message)
+
+
+def repeated(named: Sequence[tuple[str, str]], remedy: str) -> Iterator[Problem]:
+    """Problems of names (path, name) given twice."""
+    first: dict[str, str] = {}
+    for path, name in named:
+        if name in first:
+            yield Problem(path, f"'{name}' is given before, as {first[name]}; {remedy}")
+        first.setdefault(name, path)

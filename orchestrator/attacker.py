@@ -18,7 +18,7 @@ from tasks.base import Rows, Task, random_generator, stream
 from tasks.knowledge import known_rows
 from tasks.train_target import TrainTarget
 
-__all__ = ["AttackerOutline", "Own", "own_models", "wants_own_copy"]
+__all__ = ["AttackerOutline", "Own", "own_models", "rows_for_shadow"]
 
 # How an attacker divides its records: to train its copy on, to keep from it, and for its defense.
 _IN, _OUT = 0.4, 0.4
@@ -34,7 +34,7 @@ class Own:
     held: Rows | None = None
 
 
-def wants_own_copy(plugin: Any, entry: AttackEntry) -> bool:
+def _wants_own_copy(plugin: Any, entry: AttackEntry) -> bool:
     """Whether the attack is fitted on a copy of the service instead of the deployed one."""
     elsewhere = entry.adaptive or entry.shadow_data == "population"
     return elsewhere and plugin.LEARNS and not isinstance(plugin, PlanningAttack)
@@ -55,12 +55,12 @@ def own_models(
     defended = bool(entry.adaptive and own)
     held = None
     if entry.shadow_data == "population":
-        held = Rows(_from_population(case, defended=defended))
+        held = Rows(rows_for_shadow(case.divided, case.seed, defended=defended))
     outline = AttackerOutline(case, own, judge, entry.adaptive, held)
     if isinstance(plugin, PlanningAttack):
         seed = stream(case.seed, f"attack.fit/{plugins.plugin_name(plugin)}")
         return Own(trainings=plugin.trainings(outline, seed=seed), held=held)
-    if not wants_own_copy(plugin, entry):
+    if not _wants_own_copy(plugin, entry):
         return Own()
     # The records that set threshold and sign are kept from the copy.
     rows = case.divided.known(judge)[0] if held is None else held.array
@@ -79,18 +79,22 @@ def own_models(
     return Own(own_copy=copy, own_copy_out=Rows(rows_out), held=held)
 
 
-def _from_population(case: Case, *, defended: bool) -> NDArray[np.int64]:
-    """Rows enough that a model on the attacker's part of them is as large as the target."""
-    population, num_members = case.divided.population, len(case.divided.members)
+def rows_for_shadow(split: splits.Split, seed: int, *, defended: bool) -> NDArray[np.int64]:
+    """Rows of the population, enough that a shadow trained on its part is as large as the target.
+
+    Raises:
+        ValueError: if the population is too small.
+    """
+    num_members = len(split.members)
     wanted = round(num_members / (_IN if defended else 0.5))
-    if len(population) < wanted:
+    if len(split.population) < wanted:
         raise ValueError(
-            f"shadow_data: population takes {wanted} records of no role, so that a shadow model is "
-            f"as large as the target ({num_members}); the split leaves {len(population)}: make its "
-            "roles smaller"
+            f"'population' takes {wanted} records of no role, so that a shadow model is as large "
+            f"as the target ({num_members}); the split leaves {len(split.population)}: make its "
+            "roles smaller, or use 'known'"
         )
-    order = random_generator(case.seed, "attack.shadow_data").permutation(len(population))
-    return np.sort(np.sort(population)[order[:wanted]])
+    order = random_generator(seed, "attack.shadow_data").permutation(len(split.population))
+    return np.sort(np.sort(split.population)[order[:wanted]])
 
 
 @dataclass(frozen=True)

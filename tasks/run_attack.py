@@ -232,7 +232,8 @@ class RunAttack(Task):
     ) -> list[str]:
         flags = self.answers.flags
         models = bool(self.trainings) or self.own_copy is not None
-        ignorant = self.fit_on == "clean" or (models and not self.adaptive)
+        made_for_it = self.adaptive or bool(self.attack.AGAINST)
+        ignorant = self.fit_on == "clean" or (models and not made_for_it)
         if ignorant and self.answers.defenses:
             flags.append("non_adaptive")
         ratio = self.answers.diagnosis(bench).get("variance_ratio")

@@ -86,7 +86,8 @@ class WorstCase(Task):
         limits = [[f[f"attack_accuracy_{end}"] for f in figures[worst]] for end in ("low", "high")]
         mean, low, high = metrics.mean_interval(accuracy_AS[worst], *limits)
         flags = {flag for f in figures[worst] for flag in f["flags"]}
-        if self.answers.defenses and not any(task.adaptive for task in self.attacks):
+        made_for_it = any(task.adaptive or task.attack.AGAINST for task in self.attacks)
+        if self.answers.defenses and not made_for_it:
             flags.add("no_adaptive_attack")
         first = [tasks[0] for tasks in groups]
         facts = {

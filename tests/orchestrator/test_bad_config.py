@@ -187,6 +187,18 @@ def test_an_experiment_that_is_not_there_as_a_process_of_its_own(place: Any) -> 
         ({"defenses": [["prototype", "l2"]]}, ["defenses[0][1]", "'l2'", "first"]),
         (attack(against=["nnoe"]), ["attacks[0].against", "'nnoe'", "did you mean 'none'?"]),
         ({"attacks": [{"name": "gap", "adaptive": True}]}, ["attacks[0].adaptive", "no adaptive"]),
+        (
+            {"attacks": [{"name": "gap", "shadow_data": "population"}]},
+            ["attacks[0].shadow_data", "no use for a shadow", "drop"],
+        ),
+        (
+            {
+                **dataset(split={"members": 100, "reference": 60, "nonmembers": 60}),
+                **attack(shadow_data="population"),
+            },
+            ["attacks[0].shadow_data", "records of no role", "leaves", "use 'known'"],
+        ),
+        ({"retry": "yes"}, ["retry", "true or false", "'yes'"]),
         (dataset(judge="untrained"), ["datasets[0].split", "split.untrained", "10 or more"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,

@@ -251,6 +251,62 @@ def test_adaptive_adds_own_copies_on_rows_of_the_attacker_alone(plan: Any) -> No
     assert not below(copy) & (below(attack.answers) - {attack.answers.target.split.key})
 
 
+def test_what_learns_is_fitted_on_one_copy_of_the_service(plan: Any) -> None:
+    keys = {"defenses": ["none", "purifier"], "attacks": ["nsh", "metric"], "adaptive": True}
+    made = plan(**keys)
+    copied = {c.attack: c.task for c in made.cells if c.attack.endswith("adaptive")}
+    assert set(copied) == {"nsh adaptive", "metric adaptive"}
+    # Both learn from the same copy, which is trained once.
+    (copy,) = {task.own_copy.key: task.own_copy for task in copied.values()}.values()
+    assert [type(d).__name__ for d in copy.defenses] == ["Purifier"]
+    split = split_of(made)
+    rows_in, rows_out = copy.target.rows.array, copied["nsh adaptive"].own_copy_out.array
+    reference = copy.target.reference.array
+    every = np.concatenate([rows_in, rows_out, reference])
+    # Of the records to fit on alone: threshold and sign come from others.
+    fit = np.concatenate([split.members_fit, split.nonmembers_fit])
+    assert sorted(every) == sorted(fit)
+    assert len(rows_in) == len(rows_out) == round(0.4 * len(fit))
+    assert all(task.own_copy is None for c, task in named(made) if not c.endswith("adaptive"))
+
+
+def named(plan: Plan) -> list[tuple[str, Any]]:
+    return [(cell.attack, cell.task) for cell in attack_cells(plan)]
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_large_shadow_has_as_many_records_as_the_target(plan: Any, adaptive: bool) -> None:
+    entries = [{"name": name, "shadow_data": "population"} for name in ("nsh", "ml_leaks")]
+    entries = [{**entry, "adaptive": adaptive} for entry in entries]
+    data = {**DATA, "generator": {"rows": 600, "classes": 4}}
+    made = plan(datasets=[data], defenses=["purifier"], attacks=entries)
+    split = split_of(made)
+    nsh, ml_leaks = (task for _, task in named(made))
+    for copy in (nsh.own_copy, ml_leaks.trainings[0]):
+        target = getattr(copy, "target", copy)  # without a defense a model is a task by itself
+        assert len(target.rows) == len(split.members)
+        assert np.isin(target.rows.array, split.population).all()
+    assert bool(nsh.own_copy.defenses) == adaptive
+    assert np.isin(nsh.own_copy_out.array, split.population).all()
+
+
+def test_weak_attacks_are_tried_harder_once_for_all_seeds(plan: Any) -> None:
+    keys = {"defenses": ["none", "onehot"], "attacks": ["gap", "nsh"], "seeds": [3, 4]}
+    made = plan(**keys, retry=True)
+    (effort,) = tasks(made, "ChooseEffort")
+    assert effort.first.seed == 3
+    assert effort.first.answers.defenses
+    tried = {(c.label, c.attack, c.seed): c.task.effort for c in attack_cells(made)}
+    for (label, attack, _), given in tried.items():
+        # There is no harder gap attack, and nothing is to be blamed on no defense.
+        assert (given is not None) == ((label, attack) == ("onehot", "nsh"))
+    assert lasting(plan(**keys)) - lasting(made) == {
+        c.task.key
+        for c in attack_cells(plan(**keys))
+        if (c.label, c.attack, c.seed) == ("onehot", "nsh", 4)
+    }
+
+
 def attack_rows(split: Any) -> np.ndarray:
     """By hand: what the attacker holds are the fit and cal parts of D1 and D3, nothing else."""
     parts = (

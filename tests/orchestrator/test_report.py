@@ -76,7 +76,7 @@ def test_the_last_row_is_the_worst_case_beside_chance(undisturbed):
     found = tables.frame("results", "tiny")
     shown = cells(results(lab), "worst of these")
     assert list(worst) == list(LABELS)
-    for label, (accuracy, attack, chance) in zip(LABELS, shown, strict=True):
+    for label, (accuracy, attack, chance, epsilon) in zip(LABELS, shown, strict=True):
         mine = found[found["label"] == label]
         top = mine["attack_accuracy"].max()
         row = worst[label]
@@ -85,6 +85,8 @@ def test_the_last_row_is_the_worst_case_beside_chance(undisturbed):
         assert attack in set(mine.loc[mine["attack_accuracy"] == top, "attack_label"])
         assert chance == f"chance ≤ {100 * row['chance_accuracy']:.1f}"
         assert 0.5 < row["chance_accuracy"] < 0.6
+        (bound,) = mine.loc[mine["attack_label"] == attack, "epsilon_lower_bound"]
+        assert epsilon == f"ε ≥ {bound:.1f}"
     assert "a" in shown[1][0].split()[-1]  # purifier, and nobody adapted
     assert "no attack here was made for this defense" in results(lab)
 

@@ -22,6 +22,7 @@ from tasks import architectures
 from tasks.answers import Answers
 from tasks.base import Data, Rows, Task, canonical, random_generator, stream
 from tasks.check_split import CheckSplit
+from tasks.effort import ChooseEffort
 from tasks.fit_defense import FitDefense
 from tasks.measure_utility import MeasureUtility
 from tasks.reference import ReferenceFrom
@@ -104,6 +105,10 @@ OTHER: dict[str, Any] = {
     "fit_on": "clean",
     "adaptive": True,
     "defense": L2(weight_decay=0.002),
+    "own_copy": replace(PLAIN, seed=1),
+    "own_copy_out": Rows(np.arange(3)),
+    "held": Rows(np.arange(6)),
+    "effort": ChooseEffort(0, GAP),
 }
 
 

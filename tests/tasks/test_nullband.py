@@ -116,3 +116,37 @@ def test_the_band_is_reproducible_and_refuses_odd_shapes():
         max_null_band([scores[0], scores[1][:1]], called, member, seed=0)
     with pytest.raises(ValueError, match="equally many"):
         max_null_band(scores, called, member[:1], seed=0)
+
+
+def test_an_attack_on_some_records_is_as_if_the_others_were_not_there():
+    rng = np.random.default_rng(5)
+    scores, called, member = null_case(rng, 2, 2, 60)
+    part = [rng.random(60) < 0.6 for _ in scores]
+    given = [
+        np.where([np.ones(60, bool), kept], s, np.nan) for s, kept in zip(scores, part, strict=True)
+    ]
+    mixed = max_null_band(given, called, member, seed=1, permutations=4000)
+    cut = [
+        [array[..., kept] for array, kept in zip(arrays, part, strict=True)]
+        for arrays in (scores, called, member)
+    ]
+    alone = max_null_band(*cut, seed=1, permutations=4000)
+    whole = max_null_band(scores, called, member, seed=1, permutations=4000)
+    # The spread over permutations of all records, of which varying numbers fall into the part.
+    assert mixed.sd_auc[1] == pytest.approx(alone.sd_auc[1], rel=0.1)
+    assert mixed.sd_accuracy[1] == pytest.approx(alone.sd_accuracy[1], rel=0.1)
+    assert mixed.sd_auc[0] == whole.sd_auc[0]
+    assert mixed.sd_accuracy[0] == whole.sd_accuracy[0]
+
+
+def test_what_an_attack_gets_on_its_part_is_exact():
+    rng = np.random.default_rng(6)
+    score, member = rng.normal(size=40), np.arange(40) % 2 == 0
+    part = np.arange(40) < 20
+    given = np.where(part, score + member, np.nan)[None]
+    band = max_null_band([given], [given > 0.5], [member], seed=1)
+    expected = (auc((score + member)[part], member[part]) - 0.5) / band.sd_auc[0]
+    assert band.observed_auc == pytest.approx(expected, rel=1e-12)
+    called = (given[0] > 0.5)[part]
+    accuracy = (called[member[part]].mean() + (~called[~member[part]]).mean()) / 2 - 0.5
+    assert band.observed_accuracy == pytest.approx(accuracy / band.sd_accuracy[0], rel=1e-12)

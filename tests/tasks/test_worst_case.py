@@ -168,3 +168,36 @@ def test_seeds_that_disagree_are_refused(lab: Any) -> None:
     for attacks in ((gap, metric, lab.attack(two, Gap())), (gap, gap)):
         with pytest.raises(ValueError, match=r"has seeds .* the same seeds, each once"):
             WorstCase(seed=3, attacks=attacks).by_attack()
+
+
+class Costly(Coin):
+    """Judges a few records only."""
+
+    @property
+    def most_records(self) -> int | None:
+        return 20
+
+
+class MadeFor(Coin):
+    """Made for one defense."""
+
+    AGAINST: ClassVar[tuple[str, ...]] = ("onehot",)
+
+
+def test_attacks_on_a_part_of_the_records_are_compared_on_that_part(lab: Any) -> None:
+    answers = services(lab)
+    task = worst_of(lab, [Gap(), Costly(number=5)], answers)
+    facts = lab.facts(task)
+    few = [t for t in task.attacks if isinstance(t.attack, Costly)]
+    assert {lab.facts(t)["num_members"] for t in few} == {10}
+    alone = lab.facts(WorstCase(seed=3, attacks=tuple(few)))
+    # Chance gives more to an attack on fewer records, and that is not changed by the others.
+    assert facts["num_attacks"] == 2
+    assert alone["chance_accuracy"] - 0.5 > 1.3 * (
+        lab.facts(worst_of(lab, [Coin(number=5)], answers))["chance_accuracy"] - 0.5
+    )
+
+
+def test_an_attack_made_for_the_defense_counts_as_one_that_adapts(lab: Any) -> None:
+    defended = services(lab, OneHot())
+    assert "no_adaptive_attack" not in lab.facts(worst_of(lab, [MadeFor()], defended))["flags"]

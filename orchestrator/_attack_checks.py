@@ -1,0 +1,105 @@
+"""The attacks of an experiment file against what there is: plugins, defenses, records."""
+
+import itertools
+from collections.abc import Generator, Iterator, Sequence, Set
+from dataclasses import dataclass
+
+from attacks.base import Attack
+from attacks.base import Planning as PlanningAttack
+from orchestrator._plugin_fields import faults, fields, repeated, suffixes
+from orchestrator._problem import Problem, nearest
+from orchestrator.attacker import rows_for_shadow
+from orchestrator.config import AttackEntry, DatasetEntry, attack_label
+from storage import datasets
+from tasks import plugins
+
+__all__ = ["Asked", "attack_problems"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The attacks that can be read, each with its path, and what the experiment says of all."""
+
+    attacks: Sequence[tuple[str, AttackEntry]]
+    preset: str
+    adaptive: bool
+    seed: int
+
+
+def attack_problems(
+    asked: Asked,
+    defenses: Set[str],
+    readable: Sequence[tuple[DatasetEntry, datasets.Dataset]],
+) -> Iterator[Problem]:
+    """What is wrong with the attacks.
+
+    Args:
+        asked: the attacks.
+        defenses: every name by which `against` may mean a defense.
+        readable: the datasets that could be loaded.
+    """
+    labels: list[tuple[str, str]] = []
+    for path, entry in asked.attacks:
+        for name in set(entry.against or []) - defenses:
+            message = f"'{name}' is no defense of this experiment{nearest(name, sorted(defenses))}"
+            yield Problem(f"{path}.against", message)
+        cls = yield from _attack(entry.name, path)
+        if cls is not None:
+            yield from _of_class(cls, entry, path, asked, readable)
+            if entry.shadow_data == "population":
+                yield from _population(entry, path, asked.seed, readable)
+        labels += [(path, attack_label(entry) + suffix) for suffix in suffixes(entry)]
+    yield from repeated(labels, "drop it, or give it a label of its own")
+
+
+def _attack(name: str, path: str) -> Generator[Problem, None, type[Attack] | None]:
+    try:
+        return plugins.attack(name)
+    except ValueError as error:
+        yield Problem(path, str(error))
+        return None
+
+
+def _of_class(
+    cls: type[Attack],
+    entry: AttackEntry,
+    path: str,
+    asked: Asked,
+    readable: Sequence[tuple[DatasetEntry, datasets.Dataset]],
+) -> Iterator[Problem]:
+    preset = dict(cls.PRESETS.get(entry.preset or asked.preset, {}))
+    yield from fields(cls, [preset], entry, path)
+    trains = issubclass(cls, PlanningAttack)
+    forms = (False, True) if asked.adaptive and trains else (entry.adaptive,)
+    met = [dataset for _, dataset in readable if dataset.kind in cls.KINDS]
+    shapes = [dataset.shape for dataset in met]
+    yield from faults(cls, preset, entry, path, [*itertools.product(shapes, forms)])
+    if readable and not met:
+        kinds = " and ".join(sorted({dataset.kind for _, dataset in readable}))
+        message = (
+            f"{entry.name} works on records that are {' or '.join(sorted(cls.KINDS))}, and those "
+            f"of this experiment are {kinds}; drop it"
+        )
+        yield Problem(path, message)
+    if trains or cls.LEARNS:
+        return
+    why = f"{entry.name} learns nothing and trains no models, so "
+    if entry.adaptive:
+        message = f"{why}it has no adaptive form; what it asks is the defended service anyway"
+        yield Problem(f"{path}.adaptive", message)
+    if entry.shadow_data == "population":
+        yield Problem(f"{path}.shadow_data", f"{why}it has no use for a shadow; drop this key")
+
+
+def _population(
+    entry: AttackEntry,
+    path: str,
+    seed: int,
+    readable: Sequence[tuple[DatasetEntry, datasets.Dataset]],
+) -> Iterator[Problem]:
+    for given, dataset in readable:
+        try:
+            split = given.division(seed, dataset.content_hash).divide(dataset)
+            rows_for_shadow(split, seed, defended=entry.adaptive)
+        except ValueError as error:
+            yield Problem(f"{path}.shadow_data", f"{given.name}: {error}")
