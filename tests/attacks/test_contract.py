@@ -44,14 +44,55 @@ def classes_in(name: str) -> list[type[Attack]]:
     ]
 
 
+def small(name: str) -> Attack:
+    """The attack as it is run on two cores."""
+    attack_class = classes_in(name)[0]
+    return attack_class(**attack_class.PRESETS.get("cpu", {}))
+
+
+# What a plugin defines says what it does: tell members, rebuild records, infer an attribute.
+METHODS = {
+    name: [m for m in ("score", "reconstruct", "infer") if m in vars(classes_in(name)[0])]
+    for name in FILES
+}
+MEMBERSHIP = [name for name in FILES if METHODS[name] == ["score"]]
+# A blind attacker has nothing to compare a judged record with but the others.
+ALONE = [name for name in MEMBERSHIP if small(name).THREAT_MODEL != "BB-blind"]
+GENERAL = [name for name in MEMBERSHIP if not small(name).AGAINST]
+LEARNING = [name for name in MEMBERSHIP if small(name).LEARNS]
+
+
 @pytest.fixture(params=FILES)
 def attack_class(request: Any) -> type[Attack]:
     return classes_in(request.param)[0]
 
 
-@pytest.fixture
-def attack(attack_class: type[Attack]) -> Attack:
-    return attack_class(**attack_class.PRESETS.get("cpu", {}))
+@pytest.fixture(params=MEMBERSHIP)
+def attack(request: Any) -> Attack:
+    return small(request.param)
+
+
+@pytest.fixture(scope="session")
+def worlds(make_world: Any) -> Any:
+    """A world of records that an attack works on; the same for the same options."""
+    made: dict[Any, Any] = {}
+
+    def world_of(attack: Attack, **options: Any) -> Any:
+        kind: dict[str, Any] = {}
+        if "continuous" not in attack.KINDS:
+            image = {"image": (1, 6, 6), "num_features": 36}
+            kind = image if "image" in attack.KINDS else {"binary": True}
+        key = tuple(sorted({**kind, **options}.items()))
+        if key not in made:
+            made[key] = make_world(**kind, **options)
+        return made[key]
+
+    return world_of
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_it_does_one_thing(name: str) -> None:
+    assert len(METHODS[name]) == 1
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -70,7 +111,10 @@ def test_class_says_what_results_need(attack_class: type[Attack]) -> None:
         attack_class(**fields)
 
 
-def test_fields_are_frozen_typos_are_refused_and_help_is_given(attack: Attack) -> None:
+def test_fields_are_frozen_typos_are_refused_and_help_is_given(
+    attack_class: type[Attack],
+) -> None:
+    attack = attack_class(**attack_class.PRESETS.get("cpu", {}))
     with pytest.raises(ValidationError):
         type(attack)(no_such_field=1)
     for name, info in type(attack).model_fields.items():
@@ -79,9 +123,8 @@ def test_fields_are_frozen_typos_are_refused_and_help_is_given(attack: Attack) -
             setattr(attack, name, getattr(attack, name))
 
 
-def test_scores_are_finite_float64_and_the_same_bits_again(
-    attack: Attack, small_world: Any
-) -> None:
+def test_scores_are_finite_float64_and_the_same_bits_again(attack: Attack, worlds: Any) -> None:
+    small_world = worlds(attack, per_side=120)
     first, _ = small_world.run(attack, seed=3)
     again, _ = small_world.run(attack, seed=3)
     assert first.shape == (len(small_world.parts["eval"]),)
@@ -90,7 +133,8 @@ def test_scores_are_finite_float64_and_the_same_bits_again(
     assert first.tobytes() == again.tobytes()
 
 
-def test_inputs_and_global_random_state_are_untouched(attack: Attack, small_world: Any) -> None:
+def test_inputs_and_global_random_state_are_untouched(attack: Attack, worlds: Any) -> None:
+    small_world = worlds(attack, per_side=120)
     # The world's own arrays are read-only; fancy indexing copies them into writable ones here.
     known, query = small_world.knowledge(attack, 0), small_world.service(attack.ACCESS)
     rows = small_world.parts["eval"][:50]
@@ -112,15 +156,17 @@ def test_inputs_and_global_random_state_are_untouched(attack: Attack, small_worl
 
 @pytest.mark.parametrize("name", sorted(ASK_ONCE))
 def test_the_judged_records_are_asked_once(name: str, small_world: Any) -> None:
-    attack_class = classes_in(name)[0]
-    attack = attack_class(**attack_class.PRESETS.get("cpu", {}))
+    attack = small(name)
     known, query = small_world.knowledge(attack, 0), small_world.service(attack.ACCESS)
     rows = small_world.parts["eval"][:17]
     attack.score(query, known, small_world.x[rows], small_world.y[rows], seed=0)
     assert query.num_queries == 17
 
 
-def test_a_score_does_not_depend_on_the_other_records(attack: Attack, small_world: Any) -> None:
+@pytest.mark.parametrize("name", ALONE)
+def test_a_score_does_not_depend_on_the_other_records(name: str, worlds: Any) -> None:
+    attack = small(name)
+    small_world = worlds(attack, per_side=120)
     known, rows = small_world.knowledge(attack, 0), small_world.parts["eval"][:20]
     x, y = small_world.x[rows], small_world.y[rows]
     together = attack.score(small_world.service(attack.ACCESS), known, x, y, seed=0)
@@ -132,26 +178,45 @@ def test_a_score_does_not_depend_on_the_other_records(attack: Attack, small_worl
     np.testing.assert_allclose(alone, together[:1], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ALONE)
+def test_a_poisoned_judged_record_changes_no_other_score(name: str, worlds: Any) -> None:
+    """Whoever fitted anything on the judged records would be led astray by these."""
+    attack = small(name)
+    world = worlds(attack, per_side=120)
+    known, rows = world.knowledge(attack, 0), world.parts["eval"][:20]
+    x, y = world.x[rows], world.y[rows]
+    poison = np.full((30, *x.shape[1:]), 25.0 if "continuous" in attack.KINDS else 1.0, np.float32)
+    clean = attack.score(world.service(attack.ACCESS), known, x, y, seed=0)
+    poisoned = attack.score(
+        world.service(attack.ACCESS),
+        known,
+        np.concatenate([x, poison]),
+        np.concatenate([y, np.zeros(30, dtype=np.int64)]),
+        seed=0,
+    )
+    np.testing.assert_allclose(poisoned[:20], clean, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("num_classes", [2, 530])
-def test_any_number_of_classes(attack: Attack, make_world: Any, num_classes: int) -> None:
-    world = make_world(num_classes=num_classes, per_side=60)
+def test_any_number_of_classes(attack: Attack, worlds: Any, num_classes: int) -> None:
+    world = worlds(attack, num_classes=num_classes, per_side=60)
     scores, _ = world.run(attack)
     assert scores.shape == (60,)
     assert np.isfinite(scores).all()
 
 
 @pytest.mark.parametrize("scale", [0.0, 3.0])
-def test_released_rows_need_not_be_distributions(
-    attack: Attack, small_world: Any, scale: float
-) -> None:
+def test_released_rows_need_not_be_distributions(attack: Attack, worlds: Any, scale: float) -> None:
+    small_world = worlds(attack, per_side=120)
     scores, _ = small_world.run(attack, defend=lambda confidence: confidence * scale)
     assert np.isfinite(scores).all()
 
 
 def test_membership_is_told_only_to_those_whose_threat_model_says_so(
-    attack: Attack, small_world: Any
+    attack: Attack, worlds: Any
 ) -> None:
     """What `known` refuses is refused to the attack as well, so its scores cannot need it."""
+    small_world = worlds(attack, per_side=120)
     known = small_world.knowledge(attack, 0)
     told = type(attack).THREAT_MODEL in {"BB-score", "BB-label", "BB-adaptive", "BB-defense-white"}
     for part in ("fit", "cal"):
@@ -162,10 +227,11 @@ def test_membership_is_told_only_to_those_whose_threat_model_says_so(
                 getattr(known, part)
 
 
-def test_an_attack_that_learns_uses_the_known_records(attack: Attack, small_world: Any) -> None:
+@pytest.mark.parametrize("name", LEARNING)
+def test_an_attack_that_learns_uses_the_known_records(name: str, worlds: Any) -> None:
     """`LEARNS` promises that another `known.fit` gives another attack: its adaptive form."""
-    if not type(attack).LEARNS:
-        return
+    attack = small(name)
+    small_world = worlds(attack, per_side=120)
     known = small_world.knowledge(attack, 0)
     rows = small_world.parts["eval"][:60]
     swapped = small_world.knowledge(attack, 0)
@@ -180,12 +246,14 @@ def test_an_attack_that_learns_uses_the_known_records(attack: Attack, small_worl
     assert first.tobytes() != second.tobytes()
 
 
-def test_overfitting_is_found(attack: Attack, world: Any) -> None:
-    scores, is_member = world.run(attack)
+@pytest.mark.parametrize("name", GENERAL)
+def test_overfitting_is_found(name: str, worlds: Any) -> None:
+    attack = small(name)
+    scores, is_member = worlds(attack).run(attack)
     assert roc_auc_score(is_member, scores) > 0.6
 
 
-def test_nothing_is_found_where_nothing_is(attack: Attack, independent_world: Any) -> None:
-    scores, is_member = independent_world.run(attack)
+def test_nothing_is_found_where_nothing_is(attack: Attack, worlds: Any) -> None:
+    scores, is_member = worlds(attack, independent=True).run(attack)
     # Four standard deviations of the AUC under chance, 300 records a side.
     assert abs(roc_auc_score(is_member, scores) - 0.5) < 4 * np.sqrt(601 / (12 * 300 * 300))
