@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 __all__ = [
     "Attack",
     "Classifier",
+    "Foreign",
     "Kind",
     "Knowledge",
     "Known",
@@ -118,6 +119,17 @@ class Shadows(Protocol):
         ...
 
 
+class Foreign(Protocol):
+    """Another dataset, all of which the attacker holds; rows are numbered as there."""
+
+    @property
+    def rows(self) -> NDArray[np.int64]: ...
+
+    def x_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Records and labels."""
+        ...
+
+
 class Outline(Protocol):
     """What is known while planning: row numbers, labels and sizes, never an answer.
 
@@ -156,14 +168,22 @@ class Outline(Protocol):
         rows: NDArray[np.int64],
         reference_rows: NDArray[np.int64] | None = None,
         defended: bool = False,
+        dataset: str | None = None,
         seed: int,
     ) -> Any:
         """A training task: the target's architecture and recipe on `rows`.
+
+        With `dataset`, rows are those of `foreign(dataset)`, and architecture and recipe are that
+        dataset's own.
 
         With `defended`, the attacker's own copy of the deployed defense is fitted around it, with
         `reference_rows` as the defender's reference data. What comes back at run time in
         `known.trained`, in the order returned by `trainings`, is a `Trained`.
         """
+        ...
+
+    def foreign(self, dataset: str) -> Foreign:
+        """Another dataset to train on, which the attack must name in `foreign_datasets`."""
         ...
 
     def shadows(self, num_shadows: int, *, defended: bool = False) -> tuple[Any, ...]:
@@ -230,6 +250,10 @@ class Knowledge(Protocol):
 
     @property
     def device(self) -> str: ...
+
+    def foreign(self, dataset: str) -> Foreign:
+        """Another dataset that `trainings` asked to train on; others raise `PermissionError`."""
+        ...
 
     @property
     def shadows(self) -> Shadows: ...
@@ -309,6 +333,11 @@ class Attack(BaseModel):
             adaptive: whether the attacker builds its own copies of the deployed defense.
         """
         return ""
+
+    @property
+    def foreign_datasets(self) -> tuple[str, ...]:
+        """Names of other datasets that `trainings` trains on."""
+        return ()
 
     @property
     def most_records(self) -> int | None:

@@ -1,20 +1,20 @@
 """ML-Leaks: a shadow model, and a small net on the three largest confidences."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
-from scipy.special import expit
+from pydantic import Field, model_validator
 
-from attacks.base import Attack, Classifier, Knowledge, Outline
+from attacks._generated import random_inputs
+from attacks._top3_net import Top3Net, top3
+from attacks.base import Attack, Classifier, Foreign, Knowledge, Outline
 
 __all__ = ["MlLeaks"]
 
 # Streams drawn from the attack's seed.
-_DIVISION, _SHADOW, _FIT = 0, 1, 2
+_DIVISION, _SHADOW, _FIT, _RANDOM = 0, 1, 2, 3
 
 
 class MlLeaks(Attack):
@@ -22,39 +22,78 @@ class MlLeaks(Attack):
 
     Adversary 1 divides the records it holds into S_in and S_out, ignoring their membership in
     the target, and trains one shadow model on S_in. If it builds its own copy of the deployed
-    defense, a fifth of the records is kept as that defense's reference data. Adversary 3 trains
-    nothing: its score is the largest confidence. It needs less than `THREAT_MODEL` (BB-shadow)
-    grants: scores and a threshold.
+    defense, a fifth of the records is kept as that defense's reference data. Adversary 2 does the
+    same with another dataset, `transfer_from`, and an architecture fit for it: the three largest
+    confidences mean the same whatever the records and however many the classes.
 
-    Source: Salem et al., "ML-Leaks", NDSS 2019, adversaries 1 (section III) and 3 (section V);
-        the 40/40/20 division is the reconstruction of PURIFIER's "Adaptive" (methods 6.3). The
-        paper describes a net with one hidden layer of 64; the public code fits a softmax
-        regression, as its hidden size is never used. We build the net. The initial weights are
-        not given; we draw them uniformly in +-1/sqrt(fan-in).
+    Adversary 3 trains nothing: its score is how far the largest confidence lies above that of
+    `percentile` % of random inputs, which no model was trained on. It needs less than
+    `THREAT_MODEL` (BB-shadow) grants: scores, and random inputs answered.
+
+    The threshold is calibrated on the service's answers, not taken from the shadow model: a
+    defense that moves all scores would else look private.
+
+    Source: Salem et al., "ML-Leaks", NDSS 2019, adversaries 1 (section III), 2 (section IV) and 3
+        (section V; its threshold is the "top t percentile" of the random inputs, so the smaller t,
+        the fewer records are called members); the 40/40/20 division is the reconstruction of
+        PURIFIER's "Adaptive" (methods 6.3). The paper describes a net with one hidden layer of 64;
+        the public code fits a softmax regression, as its hidden size is never used. We build the
+        net. The initial weights are not given; we draw them uniformly in +-1/sqrt(fan-in).
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     THREAT_MODEL: ClassVar[str] = "BB-shadow"
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "sound": {}, "cpu": {}}
 
-    adversary: Literal[1, 3] = Field(1, description="1: one shadow model; 3: no training")
+    adversary: Literal[1, 2, 3] = Field(
+        1, description="1: one shadow model; 2: the same on another dataset; 3: no training"
+    )
+    transfer_from: str | None = Field(
+        None, min_length=1, description="dataset that adversary 2 trains its shadow model on"
+    )
     hidden: int = Field(64, ge=1, description="width of the attack net's hidden layer")
     learning_rate: float = Field(0.01, gt=0, description="Adam's step for the attack net")
     batch_size: int = Field(10, ge=1, description="records a step of the attack net")
     epochs: int = Field(50, ge=1, description="passes over S_in and S_out")
     weight_decay: float = Field(1e-6, ge=0, description="L2 penalty on all weights and biases")
 
+    percentile: float = Field(
+        10.0, ge=0, le=100, description="percent of random inputs that adversary 3 calls members"
+    )
+    num_random: int = Field(1000, ge=1, description="random inputs that adversary 3 asks about")
+
+    @model_validator(mode="after")
+    def _has_its_data(self) -> "MlLeaks":
+        if (self.adversary == 2) != (self.transfer_from is not None):
+            raise ValueError(
+                f"adversary is {self.adversary} and transfer_from is {self.transfer_from!r}; "
+                "adversary 2, and no other, takes the name of another dataset: "
+                "{name: ml_leaks, adversary: 2, transfer_from: DATASET}"
+            )
+        return self
+
+    @property
+    def foreign_datasets(self) -> tuple[str, ...]:
+        """The dataset of adversary 2."""
+        return () if self.transfer_from is None else (self.transfer_from,)
+
+    def harder(self) -> tuple[Attack, ...]:
+        """Adversary 3 trains nothing that could be trained harder."""
+        return () if self.adversary == 3 else super().harder()
+
     def trainings(self, outline: Outline, *, seed: int) -> tuple[Any, ...]:
         """One shadow model on S_in, with its own copy of the defense if `outline.adaptive`."""
         if self.adversary == 3:
             return ()
-        s_in, _, s_ref = _divide(outline.known_rows, adaptive=outline.adaptive, seed=seed)
-        shadow_seed = int(np.random.SeedSequence([seed, _SHADOW]).generate_state(1)[0])
+        rows, asked = outline.known_rows, dict[str, Any]()
+        if self.transfer_from is not None:
+            rows = outline.foreign(self.transfer_from).rows
+            asked["dataset"] = self.transfer_from
+        s_in, _, s_ref = _divide(rows, adaptive=outline.adaptive, seed=seed)
         if outline.adaptive:
-            return (
-                outline.training(rows=s_in, reference_rows=s_ref, defended=True, seed=shadow_seed),
-            )
-        return (outline.training(rows=s_in, seed=shadow_seed),)
+            asked |= {"reference_rows": s_ref, "defended": True}
+        shadow_seed = int(np.random.SeedSequence([seed, _SHADOW]).generate_state(1)[0])
+        return (outline.training(rows=s_in, seed=shadow_seed, **asked),)
 
     def score(
         self,
@@ -65,44 +104,48 @@ class MlLeaks(Attack):
         *,
         seed: int,
     ) -> NDArray[np.float64]:
-        """Log-odds of "member" (adversary 1) or the largest confidence (adversary 3).
+        """Log-odds of "member" (adversaries 1 and 2), or confidence above the threshold (3).
 
         Args:
             query: asked once.
             known: `trained[0]` is the shadow model; membership in `fit` and `cal` is not used.
+                `query` is asked by adversary 3 only, `num_random` times.
             x: [N, ...] records.
             y: [N] labels, not used: the attack reads sorted confidences.
             seed: the one `trainings` was called with; the division is derived from it again.
 
         Returns:
-            Finite float64 [N], any sign for adversary 1; equal for equal top-3.
+            Finite float64 [N], any sign; equal for equal top-3.
 
         Raises:
             ValueError: if the shadow model is missing or was trained on another division.
         """
         if self.adversary == 3:
-            return np.asarray(query(x).max(axis=1), dtype=np.float64)
+            largest_N = np.asarray(query(x).max(axis=1), dtype=np.float64)
+            return largest_N - self._random_threshold(known, seed)
         if len(known.trained) != 1:
             raise ValueError(
-                f"ml_leaks got {len(known.trained)} shadow models in known.trained; adversary 1 "
-                "needs the one its trainings() asked for"
+                f"ml_leaks got {len(known.trained)} shadow models in known.trained; adversary "
+                f"{self.adversary} needs the one its trainings() asked for"
             )
         shadow = known.trained[0]
-        num_rows = len(known.rows)
+        # What is known of another dataset has the same two members, `rows` and `x_of`.
+        held: Knowledge | Foreign = known
+        if self.transfer_from is not None:
+            held = known.foreign(self.transfer_from)
+        num_rows = len(held.rows)
         adaptive = len(shadow.rows) < num_rows // 2
-        s_in, s_out, _ = _divide(known.rows, adaptive=adaptive, seed=seed)
+        s_in, s_out, _ = _divide(held.rows, adaptive=adaptive, seed=seed)
         if not np.array_equal(np.sort(shadow.rows), np.sort(s_in)):
             raise ValueError(
                 f"ml_leaks' shadow model was trained on {len(shadow.rows)} of the {num_rows} known "
                 f"rows that are not the division of seed {seed}; call score() with the seed "
                 "trainings() was called with"
             )
-        top_M3 = np.concatenate(
-            [_top3(shadow.answer(known.x_of(part)[0])) for part in (s_in, s_out)]
-        )
+        top_M3 = np.concatenate([top3(shadow.answer(held.x_of(part)[0])) for part in (s_in, s_out)])
         is_member_M = np.arange(len(top_M3)) < len(s_in)
         rng = np.random.default_rng([seed, _FIT])
-        net = _Net.initial(self.hidden, rng)
+        net = Top3Net.initial(self.hidden, rng)
         net.fit(
             top_M3,
             is_member_M,
@@ -114,8 +157,15 @@ class MlLeaks(Attack):
         )
         # Matrix products may round equal rows differently by their place in the batch, and ties
         # must stay ties: on a one-hot service every record has the same features.
-        distinct_U3, where_N = np.unique(_top3(query(x)), axis=0, return_inverse=True)
+        distinct_U3, where_N = np.unique(top3(query(x)), axis=0, return_inverse=True)
         return net.log_odds(distinct_U3)[where_N]
+
+    def _random_threshold(self, known: Knowledge, seed: int) -> float:
+        """The largest confidence that `percentile` % of random inputs are answered above."""
+        rng = np.random.default_rng([seed, _RANDOM])
+        like = known.x_of(known.rows)[0]
+        answers = known.query(random_inputs(known.kind, like, self.num_random, rng))
+        return float(np.quantile(answers.max(axis=1), 1.0 - self.percentile / 100.0))
 
 
 def _divide(
@@ -132,102 +182,3 @@ def _divide(
     num_in = len(rows) * 2 // 5 if adaptive else len(rows) // 2
     end = 2 * num_in if adaptive else len(rows)
     return shuffled[:num_in], shuffled[num_in:end], shuffled[end:]
-
-
-def _top3(confidence: NDArray[Any]) -> NDArray[np.float64]:
-    """[N, 3] largest confidences, descending; zeros stand in for missing classes."""
-    top_N3 = np.zeros((len(confidence), 3))
-    largest = -np.sort(-np.asarray(confidence, dtype=np.float64), axis=1)[:, :3]
-    top_N3[:, : largest.shape[1]] = largest
-    return top_N3
-
-
-@dataclass(frozen=True, eq=False)
-class _Net:
-    """The attack net 3-H-2 (ReLU, softmax), trained by Adam with gradients written out.
-
-    Thousands of steps on ten rows each cost torch a millisecond a step, and these some tens of
-    microseconds. `first` is [4, H] and `second` [H + 1, 2], both views of `flat`; the last row
-    of each is the bias.
-    """
-
-    flat: NDArray[np.float64]
-    hidden: int
-
-    @classmethod
-    def initial(cls, hidden: int, rng: np.random.Generator) -> "_Net":
-        """Weights and biases uniform in +-1/sqrt(fan-in)."""
-        first = rng.uniform(-1.0, 1.0, 4 * hidden) / np.sqrt(3)
-        second = rng.uniform(-1.0, 1.0, (hidden + 1) * 2) / np.sqrt(hidden)
-        return cls(np.concatenate([first, second]), hidden)
-
-    @property
-    def first(self) -> NDArray[np.float64]:
-        return self.flat[: 4 * self.hidden].reshape(4, self.hidden)
-
-    @property
-    def second(self) -> NDArray[np.float64]:
-        return self.flat[4 * self.hidden :].reshape(self.hidden + 1, 2)
-
-    def log_odds(self, top: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Log-odds log P(member) - log P(non-member), [N], for features [N, 3]."""
-        hidden_NH = np.maximum(top @ self.first[:3] + self.first[3], 0.0)
-        out_N2 = hidden_NH @ self.second[:-1] + self.second[-1]
-        return np.asarray(out_N2[:, 1] - out_N2[:, 0])
-
-    def fit(
-        self,
-        top: NDArray[np.float64],
-        is_member: NDArray[np.bool_],
-        *,
-        learning_rate: float,
-        batch_size: int,
-        epochs: int,
-        weight_decay: float,
-        rng: np.random.Generator,
-    ) -> None:
-        """Minimise the mean cross entropy of each batch plus `weight_decay`/2 |weights|^2.
-
-        Args:
-            top: [N, 3] features.
-            is_member: [N].
-            learning_rate: Adam's step; its decay rates are 0.9 and 0.999.
-            batch_size: rows a step; the last batch of an epoch may be smaller.
-            epochs: passes, each in a new order.
-            weight_decay: L2, added to the gradient before Adam.
-            rng: draws the orders.
-        """
-        num_rows, hidden = len(top), self.hidden
-        x_N4 = np.column_stack([top, np.ones(num_rows)])
-        target_N = is_member.astype(np.float64)
-        weights, first, second = self.flat, self.first, self.second
-        gradient = _Net(np.empty_like(weights), hidden)
-        gradient_first, gradient_second = gradient.first, gradient.second
-        hidden_BH1 = np.ones((batch_size, hidden + 1))
-        error_B2 = np.empty((batch_size, 2))
-        mean, square = np.zeros_like(weights), np.zeros_like(weights)
-        mean_bias, square_bias = 1.0, 1.0
-        for _ in range(epochs):
-            order = rng.permutation(num_rows)
-            x_epoch, target_epoch = x_N4[order], target_N[order]
-            for start in range(0, num_rows, batch_size):
-                x_B4, target_B = (a[start : start + batch_size] for a in (x_epoch, target_epoch))
-                size = len(x_B4)
-                h, error = hidden_BH1[:size], error_B2[:size]
-                np.maximum(x_B4 @ first, 0.0, out=h[:, :-1])
-                out_B2 = h @ second
-                # With two classes the softmax is the sigmoid of the difference.
-                error[:, 1] = (expit(out_B2[:, 1] - out_B2[:, 0]) - target_B) / size
-                np.negative(error[:, 1], out=error[:, 0])
-                np.matmul(h.T, error, out=gradient_second)
-                back_BH = (error @ second[:-1].T) * (h[:, :-1] > 0)
-                np.matmul(x_B4.T, back_BH, out=gradient_first)
-                step = gradient.flat + weight_decay * weights
-                mean *= 0.9
-                mean += 0.1 * step
-                square *= 0.999
-                square += 0.001 * step * step
-                mean_bias *= 0.9
-                square_bias *= 0.999
-                root = np.sqrt(square / (1.0 - square_bias)) + 1e-8
-                weights -= learning_rate / (1.0 - mean_bias) * mean / root

@@ -3,13 +3,16 @@
 import itertools
 from collections.abc import Generator, Iterator, Sequence, Set
 from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
 
 from attacks.base import Attack
 from attacks.base import Planning as PlanningAttack
 from orchestrator._plugin_fields import faults, fields, repeated, suffixes
 from orchestrator._problem import Problem, nearest
 from orchestrator.attacker import rows_for_shadow
-from orchestrator.config import AttackEntry, DatasetEntry, attack_label
+from orchestrator.config import AttackEntry, DatasetEntry, attack_label, grid_points
 from storage import datasets
 from tasks import plugins
 
@@ -30,6 +33,7 @@ def attack_problems(
     asked: Asked,
     defenses: Set[str],
     readable: Sequence[tuple[DatasetEntry, datasets.Dataset]],
+    data_dir: Path | None,
 ) -> Iterator[Problem]:
     """What is wrong with the attacks.
 
@@ -37,6 +41,7 @@ def attack_problems(
         asked: the attacks.
         defenses: every name by which `against` may mean a defense.
         readable: the datasets that could be loaded.
+        data_dir: where others are looked for.
     """
     labels: list[tuple[str, str]] = []
     for path, entry in asked.attacks:
@@ -46,6 +51,7 @@ def attack_problems(
         cls = yield from _attack(entry.name, path)
         if cls is not None:
             yield from _of_class(cls, entry, path, asked, readable)
+            yield from _foreign(cls, entry, path, asked.preset, readable, data_dir)
             if entry.shadow_data == "population":
                 yield from _population(entry, path, asked.seed, readable)
         labels += [(path, attack_label(entry) + suffix) for suffix in suffixes(entry)]
@@ -89,6 +95,36 @@ def _of_class(
         yield Problem(f"{path}.adaptive", message)
     if entry.shadow_data == "population":
         yield Problem(f"{path}.shadow_data", f"{why}it has no use for a shadow; drop this key")
+
+
+def _foreign(
+    cls: type[Attack],
+    entry: AttackEntry,
+    path: str,
+    preset: str,
+    readable: Sequence[tuple[DatasetEntry, datasets.Dataset]],
+    data_dir: Path | None,
+) -> Iterator[Problem]:
+    """Whether the other datasets an attack trains on can be had, and are others."""
+    own = {dataset.content_hash: given.name for given, dataset in readable}
+    wanted: dict[str, None] = {}
+    for values in grid_points(entry):
+        fields = {**cls.PRESETS.get(entry.preset or preset, {}), **values}
+        try:
+            wanted |= dict.fromkeys(cls.model_validate(fields).foreign_datasets)
+        except ValidationError:
+            continue  # told by `fields`
+    for name in wanted:
+        try:
+            foreign = DatasetEntry(name=name)
+            loaded = datasets.load(foreign.source, data_dir)
+            foreign.division(0, loaded.content_hash).divide(loaded)
+        except (ValueError, OSError) as error:
+            yield Problem(path, f"'{name}', which it trains on, cannot be used: {error}")
+            continue
+        if loaded.content_hash in own:
+            message = f"'{name}' is the target's own dataset; give another"
+            yield Problem(path, message)
 
 
 def _population(

@@ -15,7 +15,7 @@ from storage import splits
 from tasks import plugins
 from tasks.answers import Answers
 from tasks.base import Rows, Task, random_generator, stream
-from tasks.knowledge import known_rows
+from tasks.knowledge import ForeignRecords, known_rows
 from tasks.train_target import TrainTarget
 
 __all__ = ["AttackerOutline", "Own", "own_models", "rows_for_shadow"]
@@ -132,15 +132,31 @@ class AttackerOutline:
         """C."""
         return self.case.dataset.num_classes
 
+    def foreign(self, dataset: str) -> ForeignRecords:
+        """Another dataset, all of whose records the attacker holds."""
+        return ForeignRecords(self._case_of(dataset).dataset)
+
+    def _case_of(self, dataset: str) -> Case:
+        assert self.case.others is not None
+        return self.case.others(dataset)
+
     def training(
         self,
         *,
         rows: NDArray[np.int64],
         reference_rows: NDArray[np.int64] | None = None,
         defended: bool = False,
+        dataset: str | None = None,
         seed: int,
     ) -> Task:
         """A model like the target on the attacker's rows, with the deployed defense if asked."""
+        if dataset is not None:
+            other = self._case_of(dataset)
+            every = Rows(ForeignRecords(other.dataset).rows)
+            outline = replace(self, case=other, held=every)
+            return outline.training(
+                rows=rows, reference_rows=reference_rows, defended=defended, seed=seed
+            )
         foreign = np.setdiff1d(rows, np.union1d(self.known_rows, self.population_rows))
         if len(foreign):
             raise PermissionError(f"the attacker does not hold rows {foreign[:3].tolist()}")

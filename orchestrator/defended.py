@@ -1,6 +1,6 @@
 """A classifier behind its defenses as tasks: the target, a shadow, an attacker's own copy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,13 +37,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class Case:
-    """One dataset under one seed: what all its cells share."""
+    """One dataset under one seed: what all its cells share.
+
+    `others` gives further datasets by name, with the architectures they have by default.
+    """
 
     dataset: datasets.Dataset
     split: Split
     divided: splits.Split
     architecture: architectures.Architecture
     seed: int
+    others: Callable[[str], "Case"] | None = None
 
 
 @dataclass(frozen=True)

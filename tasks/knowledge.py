@@ -1,7 +1,7 @@
 """What an attacker has (`attacks.base.Knowledge`), as its threat model grants it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +20,7 @@ from tasks.service import Model, Query
 if TYPE_CHECKING:
     from tasks.run_attack import ShadowModels
 
-__all__ = ["Held", "Knowledge", "known_rows"]
+__all__ = ["ForeignRecords", "Held", "Knowledge", "known_rows"]
 
 # Threat models of methods.md section 1 that are told who is a member among some records.
 _TOLD = frozenset({"BB-score", "BB-label", "BB-adaptive", "BB-defense-white"})
@@ -85,6 +85,22 @@ class Held:
         return parts[0], parts[1]
 
 
+class ForeignRecords:
+    """`attacks.base.Foreign`: a whole dataset that has nothing to do with the target."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """All its rows."""
+        return np.arange(len(self._dataset))
+
+    def x_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Records and labels."""
+        return self._dataset.x(rows), self._dataset.y[rows]
+
+
 @dataclass(frozen=True, eq=False)
 class Knowledge:
     """`attacks.base.Knowledge` of one attack."""
@@ -98,6 +114,16 @@ class Knowledge:
     shadow_models: "Callable[[], ShadowModels]"
     architecture: Architecture
     device: str
+    others: Mapping[str, ForeignRecords] = field(default_factory=dict)
+
+    def foreign(self, dataset: str) -> ForeignRecords:
+        """A dataset the attack's models were trained on; PermissionError for others."""
+        if dataset not in self.others:
+            raise PermissionError(
+                f"the attacker does not hold '{dataset}'; its trainings() asked for "
+                f"{', '.join(self.others) or 'no other dataset'}"
+            )
+        return self.others[dataset]
 
     @property
     def fit(self) -> Known:

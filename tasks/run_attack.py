@@ -15,13 +15,14 @@ from storage.artifacts import Artifact, Draft
 from storage.datasets import Dataset
 from tasks import metrics
 from tasks.answers import Answers, positions
-from tasks.base import ADDED, Rows, Task, measured, stream
+from tasks.base import ADDED, Data, Rows, Task, measured, stream
 from tasks.check_split import CheckSplit, asked_order
-from tasks.knowledge import Held, Knowledge
+from tasks.knowledge import ForeignRecords, Held, Knowledge
 from tasks.plugins import plugin_name
 from tasks.service import Query, digests
 from tasks.split import rows_seen
 from tasks.train_shadows import LoneShadow, Shadow
+from tasks.train_target import TrainTarget
 from tasks.worker import Bench
 
 if TYPE_CHECKING:
@@ -202,6 +203,12 @@ class RunAttack(Task):
             shadow_models=self._shadow_models(bench),
             architecture=self.answers.target.architecture,
             device=bench.device,
+            others={
+                name: ForeignRecords(bench.dataset(data))
+                for name in self.attack.foreign_datasets
+                for data in {data_of(task) for task in self.trainings}
+                if data is not None and data.name == name
+            },
         )
 
     def _shadow_models(self, bench: Bench) -> "Callable[[], ShadowModels]":
@@ -344,6 +351,12 @@ class ShadowModels:
                 reference = np.concatenate(answers.target.reference_rows(self._bench))
                 role[np.isin(rows, reference)] = -1
         return roles
+
+
+def data_of(task: Task) -> Data | None:
+    """The dataset a model was trained on, if the task is a model or the answers of one."""
+    target = task.target if isinstance(task, Answers) else task
+    return target.split.data if isinstance(target, TrainTarget | Shadow | LoneShadow) else None
 
 
 def is_shadow(task: Task) -> TypeGuard[Answers]:

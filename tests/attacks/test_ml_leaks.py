@@ -1,15 +1,16 @@
 """What is true of ML-Leaks."""
 
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
+from sklearn.metrics import roc_auc_score
 
-from attacks.ml_leaks import MlLeaks, _Net, _top3
+from attacks._generated import random_inputs
+from attacks.ml_leaks import MlLeaks
 
 
 def asked(world: Any, seed: int = 0, *, adaptive: bool = False) -> dict[str, Any]:
@@ -89,16 +90,171 @@ def test_onehot_answers_leave_nothing_to_tell_apart(
     assert len(set(scores)) == 1
 
 
-def test_adversary_3_trains_nothing_and_reads_the_largest_confidence(world: Any) -> None:
-    attack, rows = MlLeaks(adversary=3), world.parts["eval"]
+def test_adversary_3_trains_nothing_and_asks_about_random_inputs(world: Any) -> None:
+    attack, rows = MlLeaks(adversary=3, num_random=321), world.parts["eval"]
     assert attack.trainings(world.outline(), seed=0) == ()
-    scores, _ = world.run(attack)
-    np.testing.assert_array_equal(scores, world.service()(world.x[rows]).max(axis=1))
+    assert attack.harder() == ()
+    known, service = world.knowledge(attack, 0), world.service()
+    scores = attack.score(service, known, world.x[rows], world.y[rows], seed=0)
+    assert service.num_queries == len(rows)
+    assert known.query.num_queries == 321
+    # The largest confidence less a constant.
+    largest = world.service()(world.x[rows]).max(axis=1)
+    threshold = largest - scores
+    np.testing.assert_allclose(threshold, threshold[0], atol=1e-15)
 
 
-def test_adversary_2_is_refused() -> None:
-    with pytest.raises(ValidationError, match="adversary"):
-        MlLeaks(adversary=2)  # type: ignore[arg-type]
+@pytest.mark.parametrize("percentile", [10.0, 30.0, 60.0, 90.0])
+def test_adversary_3_calls_a_share_of_random_inputs_members(world: Any, percentile: float) -> None:
+    attack = MlLeaks(adversary=3, percentile=percentile)
+    x = random_inputs("continuous", world.x, 2000, np.random.default_rng(5))
+    known = world.knowledge(attack, 0)
+    scores = attack.score(world.service(), known, x, np.zeros(2000, dtype=np.int64), seed=0)
+    # 2000 inputs against a quantile of 1000: four standard deviations.
+    share = percentile / 100
+    bound = 4 * np.sqrt(share * (1 - share) * (1 / 2000 + 1 / 1000))
+    assert abs((scores > 0).mean() - share) < bound
+
+
+@pytest.mark.parametrize(
+    ("options", "values"),
+    [
+        ({"binary": True}, "bits"),
+        ({"image": (3, 6, 6), "num_features": 108}, "pixels"),
+        ({}, "numbers"),
+    ],
+)
+def test_random_inputs_are_of_the_records_kind(make_world: Any, options: Any, values: str) -> None:
+    world = make_world(per_side=60, **options)
+    attack, seen = MlLeaks(adversary=3), []
+    known = world.knowledge(attack, 0)
+
+    def watch(x: Any) -> Any:
+        seen.append(np.array(x))
+        return world.service()(x)
+
+    object.__setattr__(known, "query", watch)
+    attack.score(world.service(), known, world.x[:5], world.y[:5], seed=0)
+    (made,) = seen
+    assert made.shape == (1000, *world.x.shape[1:])
+    if values == "bits":
+        assert set(np.unique(made)) == {0, 1}
+    elif values == "pixels":
+        assert 0 <= made.min() < 0.01 < 0.99 < made.max() <= 1
+    else:
+        held = world.x[world.known_rows]
+        assert (made >= held.min(axis=0)).all()
+        assert (made <= held.max(axis=0)).all()
+
+
+@dataclass(frozen=True, eq=False)
+class Foreign:
+    """Another dataset as attacks see it: its rows, and at run time their records."""
+
+    world: Any
+    name: str = "elsewhere"
+
+    @property
+    def rows(self) -> Any:
+        return np.arange(len(self.world.x))
+
+    @property
+    def labels(self) -> Any:
+        return self.world.y
+
+    def x_of(self, rows: Any) -> Any:
+        return self.world.x[rows], self.world.y[rows]
+
+    def named(self, name: str) -> "Foreign":
+        assert name == self.name
+        return self
+
+
+@pytest.fixture(scope="module")
+def foreign(make_world: Any) -> Foreign:
+    """Another dataset: 20 classes and 25 features, where the target has 8 and 40."""
+    return Foreign(make_world(num_classes=20, num_features=25, per_side=300, seed=9))
+
+
+TRANSFER = MlLeaks(adversary=2, transfer_from="elsewhere")
+
+
+def transferred(
+    world: Any, foreign: Foreign, *, adaptive: bool = False, seed: int = 0
+) -> tuple[dict[str, Any], Any]:
+    """What adversary 2 asks to have trained, and what it knows when that was done."""
+    outline = world.outline(adaptive=adaptive)
+    outline.foreign = foreign.named
+    (training,) = TRANSFER.trainings(outline, seed=seed)
+    shadow = foreign.world.model(training["rows"], training["seed"])
+    known = world.knowledge(MlLeaks(), seed)
+    return training, SimpleNamespace(trained=(shadow,), foreign=foreign.named, known=known)
+
+
+def test_adversary_2_trains_on_half_of_another_dataset(world: Any, foreign: Foreign) -> None:
+    training, _ = transferred(world, foreign)
+    assert set(training) == {"rows", "seed", "dataset"}
+    assert training["dataset"] == "elsewhere"
+    assert len(training["rows"]) == len(foreign.rows) // 2
+    assert len(np.unique(training["rows"])) == len(training["rows"])
+    other, _ = transferred(world, foreign, seed=1)
+    assert not np.array_equal(np.sort(training["rows"]), np.sort(other["rows"]))
+
+
+def test_adaptive_adversary_2_defends_its_shadow_with_records_of_that_dataset(
+    world: Any, foreign: Foreign
+) -> None:
+    training, _ = transferred(world, foreign, adaptive=True)
+    assert training["defended"] is True
+    assert training["dataset"] == "elsewhere"
+    assert len(training["rows"]) == round(0.4 * len(foreign.rows))
+    assert len(training["reference_rows"]) == round(0.2 * len(foreign.rows))
+    assert not np.isin(training["rows"], training["reference_rows"]).any()
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_adversary_2_learns_from_the_other_dataset_alone(
+    world: Any, foreign: Foreign, adaptive: bool
+) -> None:
+    """Nothing of the target's own data is in reach, and overfitting is found all the same."""
+    _, known = transferred(world, foreign, adaptive=adaptive)
+    rows, service = world.parts["eval"], world.service()
+    scores = TRANSFER.score(service, known, world.x[rows], world.y[rows], seed=0)
+    assert service.num_queries == len(rows)
+    assert roc_auc_score(world.is_member[rows], scores) > 0.65
+
+
+def test_adversary_2_refuses_a_shadow_of_another_division(world: Any, foreign: Foreign) -> None:
+    _, known = transferred(world, foreign)
+    with pytest.raises(ValueError, match="the seed trainings"):
+        TRANSFER.score(world.service(), known, world.x[:3], world.y[:3], seed=1)
+    known.trained = ()
+    with pytest.raises(ValueError, match=r"got 0 shadow models .* adversary 2 needs"):
+        TRANSFER.score(world.service(), known, world.x[:3], world.y[:3], seed=0)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"adversary": 2},
+        {"adversary": 1, "transfer_from": "elsewhere"},
+        {"adversary": 3, "transfer_from": "elsewhere"},
+        {"transfer_from": "elsewhere"},
+        {"adversary": 4},
+        {"adversary": 2, "transfer_from": ""},
+    ],
+)
+def test_adversary_2_and_no_other_names_a_dataset(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"adversary|transfer_from"):
+        MlLeaks(**fields)
+
+
+def test_training_harder_keeps_the_adversary_and_its_data() -> None:
+    for attack in (MlLeaks(), TRANSFER):
+        harder = attack.harder()
+        assert len(harder) == 3
+        assert {h.transfer_from for h in harder} == {attack.transfer_from}  # type: ignore[attr-defined]
+        assert {h.epochs for h in harder} == {4 * attack.epochs}  # type: ignore[attr-defined]
 
 
 def test_wrong_shadows_are_refused(world: Any) -> None:
@@ -108,49 +264,3 @@ def test_wrong_shadows_are_refused(world: Any) -> None:
     object.__setattr__(known, "trained", ())
     with pytest.raises(ValueError, match="got 0 shadow models"):
         MlLeaks().score(world.service(), known, world.x[:3], world.y[:3], seed=0)
-
-
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=8))
-def test_features_are_the_three_largest_in_order(p: list[float]) -> None:
-    want = [*sorted(p, reverse=True), 0.0][:3]
-    np.testing.assert_array_equal(_top3(np.array([p]))[0], want)
-
-
-def test_training_follows_torch_step_by_step() -> None:
-    """The written-out gradients and Adam against autograd and torch.optim.Adam."""
-    rng = np.random.default_rng(0)
-    top, is_member = _top3(rng.dirichlet(np.ones(5), size=47)), rng.random(47) < 0.5
-    hidden, decay, epochs = 7, 0.01, 4
-    net = _Net.initial(hidden, np.random.default_rng(1))
-    first, second = torch.tensor(net.first), torch.tensor(net.second)
-    twin = torch.nn.Sequential(
-        torch.nn.Linear(3, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, 2)
-    ).double()
-    with torch.no_grad():
-        for layer, weights in ((twin[0], first), (twin[2], second)):
-            layer.weight.copy_(weights[:-1].T)
-            layer.bias.copy_(weights[-1])
-    net.fit(
-        top,
-        is_member,
-        learning_rate=0.01,
-        batch_size=10,
-        epochs=epochs,
-        weight_decay=decay,
-        rng=np.random.default_rng(2),
-    )
-    order = np.random.default_rng(2)
-    optimiser = torch.optim.Adam(twin.parameters(), lr=0.01, weight_decay=decay)
-    x, target = torch.tensor(top), torch.tensor(is_member.astype(np.int64))
-    for _ in range(epochs):
-        for rows in torch.tensor(order.permutation(47)).split(10):
-            optimiser.zero_grad()
-            torch.nn.functional.cross_entropy(twin(x[rows]), target[rows]).backward()
-            optimiser.step()
-    np.testing.assert_allclose(net.first[:3], twin[0].weight.detach().numpy().T, atol=1e-9)
-    np.testing.assert_allclose(net.first[3], twin[0].bias.detach().numpy(), atol=1e-9)
-    np.testing.assert_allclose(net.second[:-1], twin[2].weight.detach().numpy().T, atol=1e-9)
-    np.testing.assert_allclose(net.second[-1], twin[2].bias.detach().numpy(), atol=1e-9)
-    with torch.no_grad():
-        log_p = torch.log_softmax(twin(x), dim=1).numpy()
-    np.testing.assert_allclose(net.log_odds(top), log_p[:, 1] - log_p[:, 0], atol=1e-8)
