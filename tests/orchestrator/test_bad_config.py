@@ -198,6 +198,22 @@ def test_an_experiment_that_is_not_there_as_a_process_of_its_own(place: Any) -> 
             },
             ["attacks[0].shadow_data", "records of no role", "leaves", "use 'known'"],
         ),
+        (
+            {"attacks": [{"name": "ml_leaks", "adversary": 2, "transfer_from": "digitz"}]},
+            ["attacks[0]", "'digitz'", "which it trains on", "cannot be used"],
+        ),
+        (
+            {
+                "datasets": ["digits_binary"],
+                "attacks": [{"name": "ml_leaks", "adversary": 2, "transfer_from": "digits_binary"}],
+            },
+            ["attacks[0]", "'digits_binary'", "the target's own dataset", "another"],
+        ),
+        (
+            {"attacks": [{"name": "ml_leaks", "adversary": 2}]},
+            ["attacks[0]", "adversary is 2", "takes the name of another dataset"],
+        ),
+        ({"attacks": ["boundary"]}, ["attacks[0]", "image", "binary", "drop it"]),
         ({"retry": "yes"}, ["retry", "true or false", "'yes'"]),
         (dataset(judge="untrained"), ["datasets[0].split", "split.untrained", "10 or more"]),
     ],

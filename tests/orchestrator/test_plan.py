@@ -15,6 +15,7 @@ from orchestrator.check import load_experiment
 from orchestrator.plan import Cell, Plan, make_plan
 from orchestrator.source import packaged
 from storage import datasets
+from storage.datasets import Source
 from tasks.answers import Answers
 from tasks.base import Task
 from tasks.fit_defense import FitDefense
@@ -288,6 +289,18 @@ def test_a_large_shadow_has_as_many_records_as_the_target(plan: Any, adaptive: b
         assert np.isin(target.rows.array, split.population).all()
     assert bool(nsh.own_copy.defenses) == adaptive
     assert np.isin(nsh.own_copy_out.array, split.population).all()
+
+
+def test_a_shadow_on_another_dataset_is_trained_on_that_alone(plan: Any) -> None:
+    entry = {"name": "ml_leaks", "adversary": 2, "transfer_from": "digits_binary"}
+    made = plan(attacks=[entry, {**entry, "adaptive": True}], defenses=["onehot"])
+    plain, copy = (task.trainings[0] for _, task in named(made))
+    other = datasets.load(Source("digits_binary"))
+    for target in (plain, copy.target):
+        assert target.split.data.name == "digits_binary"
+        assert target.architecture.name == "mlp_s"
+    assert len(plain.rows) == len(other) // 2
+    assert [type(d).__name__ for d in copy.defenses] == ["OneHot"]
 
 
 def test_weak_attacks_are_tried_harder_once_for_all_seeds(plan: Any) -> None:
