@@ -29,7 +29,10 @@ THREAT_MODELS = {
     "BB-adaptive",
     "BB-defense-white",
 }
-ASK_ONCE = {"adversarial_training", "gap", "metric", "mim", "ml_leaks", "nsh"}
+ASK_ONCE = {
+    *("adversarial_training", "gap", "metric", "mim", "ml_leaks", "nsh", "rank2", "shokri"),
+    *("attack_d", "attack_p", "attack_r", "attack_s", "rmia", "quantile", "sum_leak"),
+}
 
 
 def classes_in(name: str) -> list[type[Attack]]:
