@@ -9,7 +9,7 @@ from pydantic import Field
 
 from attacks.base import Attack, Classifier, Knowledge
 
-__all__ = ["Metric", "Statistic", "best_threshold", "statistic_of"]
+__all__ = ["Metric", "Statistic", "best_threshold", "class_thresholds", "statistic_of"]
 
 Statistic = Literal[
     "correctness",
@@ -72,15 +72,37 @@ class Metric(Attack):
                 f"{len(y_M)} records; metric needs both members and non-members for its threshold"
             )
         value_M = statistic_of(self.statistic, np.concatenate(answers), y_M, clip=self.clip)
-        threshold_C = np.full(known.num_classes, best_threshold(value_M, is_member_M))
-        if self.per_class:
-            for label in np.flatnonzero(np.bincount(y_M) >= self.min_records):
-                mine = y_M == label
-                # One side only: balanced accuracy is undefined, so the global threshold stays.
-                if is_member_M[mine].any() and not is_member_M[mine].all():
-                    threshold_C[label] = best_threshold(value_M[mine], is_member_M[mine])
+        least = self.min_records if self.per_class else None
+        threshold_C = class_thresholds(value_M, y_M, is_member_M, known.num_classes, least)
         value_N = statistic_of(self.statistic, query(x), y, clip=self.clip)
         return np.asarray(value_N - threshold_C[y])
+
+
+def class_thresholds(
+    value: NDArray[np.float64],
+    y: NDArray[np.int64],
+    is_member: NDArray[np.bool_],
+    num_classes: int,
+    min_records: int | None,
+) -> NDArray[np.float64]:
+    """The best threshold of each class, [C].
+
+    Args:
+        value: [M] of known records, higher = more likely a member.
+        y: [M] their labels.
+        is_member: [M], both kinds present.
+        num_classes: C.
+        min_records: classes with fewer, or with one kind only, have the best threshold of all
+            records; None for all classes.
+    """
+    threshold_C = np.full(num_classes, best_threshold(value, is_member))
+    if min_records is not None:
+        for label in np.flatnonzero(np.bincount(y) >= min_records):
+            mine = y == label
+            # One side only: balanced accuracy is undefined, so the global threshold stays.
+            if is_member[mine].any() and not is_member[mine].all():
+                threshold_C[label] = best_threshold(value[mine], is_member[mine])
+    return threshold_C
 
 
 def statistic_of(
