@@ -92,8 +92,8 @@ def write_synced(path: Path, data: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file that readers see whole or not at all.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a small file, text or bytes, that readers see whole or not at all.
 
     Raises:
         StoreUnwritable: the disk is full, read-only or forbidden.
@@ -102,7 +102,7 @@ def write_whole(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(draft_name())
         try:
-            write_synced(draft, text.encode())
+            write_synced(draft, content.encode() if isinstance(content, str) else content)
             draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """What an artifact's files hold: arrays, tables and facts as bytes, and back bit for bit."""
 
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -83,6 +84,29 @@ def read_table(data: bytes) -> dict[str, NDArray[Any]]:
         else:
             columns[label] = array.to_numpy(zero_copy_only=False)
     return columns
+
+
+def image_bytes(name: str, pixels: NDArray[np.uint8]) -> bytes:
+    """Pixels as a PNG file.
+
+    Args:
+        name: what errors call the image.
+        pixels: uint8 [H, W], or [H, W, 3].
+
+    Raises:
+        ValueError: another type or shape.
+    """
+    from PIL import Image  # here, as most tasks keep no images
+
+    colours = pixels.shape[2:] in ((), (3,)) and 0 not in pixels.shape
+    if pixels.dtype != np.uint8 or pixels.ndim < 2 or not colours:
+        raise ValueError(
+            f"{name}: an image is uint8 [H, W] or [H, W, 3], got {pixels.dtype} "
+            f"{list(pixels.shape)}"
+        )
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "PNG")
+    return sink.getvalue()
 
 
 def facts_bytes(name: str, facts: Mapping[str, Any]) -> bytes:

@@ -94,6 +94,49 @@ SCHEMAS: dict[str, Any] = {
         ("device worker task_key", TEXT),
         ("created_at", TIME),
     ),
+    "inversion": _schema(
+        ("dataset dataset_hash", TEXT),
+        ("seed", WHOLE),
+        ("architecture target_params defense defense_params", TEXT),
+        ("attack attack_params threat_model noise_policy judge", TEXT),
+        ("num_members num_nonmembers num_known", WHOLE),
+        ("inversion_error inversion_error_low inversion_error_high", REAL),
+        ("inversion_error_members inversion_error_members_low", REAL),
+        ("inversion_error_members_high inversion_error_nonmembers", REAL),
+        ("inversion_error_nonmembers_low inversion_error_nonmembers_high", REAL),
+        ("mean_error class_mean_error", REAL),
+        ("normalised_error normalised_error_low normalised_error_high", REAL),
+        ("normalised_error_members normalised_error_nonmembers normalised_mean_error", REAL),
+        ("ssim ssim_low ssim_high ssim_members ssim_nonmembers", REAL),
+        ("reidentified reidentified_low reidentified_high", REAL),
+        ("reidentified_members reidentified_nonmembers reidentified_originals", REAL),
+        ("cosine cosine_low cosine_high cosine_members cosine_nonmembers", REAL),
+        ("num_queries", WHOLE),
+        ("flags", pa.list_(TEXT)),
+        ("duration_s", REAL),
+        ("device worker task_key", TEXT),
+        ("created_at", TIME),
+    ),
+    "attribute": _schema(
+        ("dataset dataset_hash", TEXT),
+        ("seed", WHOLE),
+        ("architecture target_params defense defense_params", TEXT),
+        ("attack attack_params threat_model noise_policy judge attribute", TEXT),
+        ("num_values num_rarest num_members num_nonmembers num_known", WHOLE),
+        ("balanced_accuracy balanced_accuracy_low balanced_accuracy_high", REAL),
+        ("balanced_accuracy_members balanced_accuracy_members_low", REAL),
+        ("balanced_accuracy_members_high balanced_accuracy_nonmembers", REAL),
+        ("balanced_accuracy_nonmembers_low balanced_accuracy_nonmembers_high", REAL),
+        ("uniform_accuracy", REAL),
+        ("natural_accuracy natural_accuracy_low natural_accuracy_high", REAL),
+        ("natural_accuracy_members natural_accuracy_nonmembers", REAL),
+        ("majority_accuracy macro_f1 macro_f1_low macro_f1_high mutual_information", REAL),
+        ("num_queries", WHOLE),
+        ("flags", pa.list_(TEXT)),
+        ("duration_s", REAL),
+        ("device worker task_key", TEXT),
+        ("created_at", TIME),
+    ),
     "gates": _schema(
         ("dataset dataset_hash", TEXT),
         ("seed", WHOLE),
@@ -139,7 +182,9 @@ SCHEMAS: dict[str, Any] = {
 their flags are set, each test by itself. Their `p` are two-sided; a report that shows many of them
 together corrects for their number. `*_key` in `worst` are task keys of attacks, under the first
 seed. Cells with the same `settings` differ at most in their seed; `service` is that of what they
-attack.
+attack. `inversion_error` is a mean squared error in the units of the records (pixels and bits are
+in [0, 1]), `mean_error` and `class_mean_error` that of guessing a mean; `normalised_*` are in units
+of the members' standard deviation. `mutual_information` is in bits.
 """
 
 # variance_ratio and noise_variance_ratio are statistics of answers, not costs: they must repeat.
@@ -218,8 +263,9 @@ def _column(table: str, field: Any, values: NDArray[Any] | Sequence[Any]) -> Any
         )
     if field.type == WHOLE and len(values):
         _checked(table, field, values.max())  # uint64 holds more
-    native = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
-    return pa.array(native).cast(field.type)
+    # pyarrow casts no whole number beyond 2**53 to a float.
+    dtype = np.dtype(np.float64) if field.type == REAL else values.dtype.newbyteorder("=")
+    return pa.array(np.ascontiguousarray(values, dtype=dtype)).cast(field.type)
 
 
 _NO_LIST = object()
@@ -249,4 +295,6 @@ def _checked(table: str, field: Any, value: Any) -> Any:
             )
         if kind == WHOLE and not -(2**63) <= item < 2**63:
             raise ValueError(f"table {table}: column {field.name} is {value}, beyond 64 bits")
+    if field.type == REAL:
+        return float(value)  # pyarrow makes a negative number of a large uint64
     return sorted(items) if isinstance(value, set | frozenset) else value

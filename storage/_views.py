@@ -17,6 +17,14 @@ _COSTS = (
     "train_accuracy test_accuracy test_accuracy_drop ece l1_distortion label_change_rate "
     "swap_rate_members fit_s fit_ratio query_ratio"
 )
+_REBUILT = (
+    "inversion_error inversion_error_members inversion_error_nonmembers mean_error "
+    "class_mean_error ssim reidentified reidentified_originals cosine"
+)
+_INFERRED = (
+    "balanced_accuracy balanced_accuracy_members balanced_accuracy_nonmembers uniform_accuracy "
+    "natural_accuracy majority_accuracy macro_f1 mutual_information"
+)
 _FLAGS = """coalesce(list_sort(list_distinct(flatten(list(flags) FILTER (flags IS NOT NULL)))), [])
     AS flags"""
 
@@ -41,6 +49,18 @@ READY = {
             {_means(_COSTS, "train_accuracy test_accuracy test_accuracy_drop")}, {_FLAGS}, {_GROUP}
         FROM utility GROUP BY ALL
         ORDER BY experiment, dataset, current DESC, label, service, settings""",
+    "mean_inversion": f"""
+        SELECT experiment, dataset, label, attack_label, count(DISTINCT seed) AS num_seeds,
+            {_means(_REBUILT, "inversion_error")}, {_FLAGS}, {_GROUP}
+        FROM inversion GROUP BY ALL
+        ORDER BY experiment, dataset, current DESC, label, attack_label, service, settings""",
+    "mean_attribute": f"""
+        SELECT experiment, dataset, attribute, label, attack_label,
+            count(DISTINCT seed) AS num_seeds,
+            {_means(_INFERRED, "balanced_accuracy")}, {_FLAGS}, {_GROUP}
+        FROM attribute GROUP BY ALL
+        ORDER BY experiment, dataset, attribute, current DESC, label, attack_label, service,
+            settings""",
     "tradeoff": f"""
         WITH strongest AS (
             SELECT experiment, dataset, label, service, current,
@@ -64,6 +84,8 @@ ABOUT = {
     "results": "what an attack got: a row per cell, with intervals",
     "utility": "what a defense cost: a row per cell",
     "worst": "the strongest attack on a defense, over its seeds",
+    "inversion": "how near an attack came to records it rebuilt from answers: a row per cell",
+    "attribute": "what answers tell of a sensitive attribute: a row per cell",
     "gates": "sanity checks of the division of the data",
     "scores": "a row per judged record and attack",
     "tasks": "finished work: what took how long, where",
@@ -72,6 +94,8 @@ ABOUT = {
     "cells": "what experiments ask for and asked for before (current is false), and how far it is",
     "mean_results": "results over the seeds of the same settings: mean, deviation, all flags",
     "mean_utility": "utility over the seeds of the same settings: mean, deviation, all flags",
+    "mean_inversion": "inversion over the seeds of the same settings: mean, deviation, all flags",
+    "mean_attribute": "attribute over the seeds of the same settings: mean, deviation, all flags",
     "tradeoff": "per defense and its settings: test accuracy, the strongest attack, its cost",
     "slowest": "tasks, the longest first",
 }

@@ -29,6 +29,7 @@ from storage._formats import (
     arrays_bytes,
     canonical,
     facts_bytes,
+    image_bytes,
     read_arrays,
     read_facts,
     read_table,
@@ -119,6 +120,10 @@ class Draft:
             ValueError: an infinite number.
         """
         self._write(f"{check_name(name)}.json", facts_bytes(name, facts))
+
+    def image(self, name: str, pixels: NDArray[Any]) -> None:
+        """Keep pixels uint8 [H, W] or [H, W, 3] in NAME.png; raises ValueError for others."""
+        self._write(f"{check_name(name)}.png", image_bytes(name, pixels))
 
     def _write(self, file: str, data: bytes | memoryview) -> None:
         if file in self._files or file == "task.json":
@@ -211,6 +216,15 @@ class Artifact:
             ArtifactDamaged: the file is not what was written.
         """
         return self._parsed(f"{name}.json", read_facts)
+
+    def image(self, name: str) -> bytes:
+        """The file NAME.png as it is.
+
+        Raises:
+            ArtifactMissing: there is no such file in this artifact.
+            ArtifactDamaged: the file is not what was written.
+        """
+        return self._bytes(f"{name}.png")
 
     def verify(self) -> None:
         """Check every file against its checksum.

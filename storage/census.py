@@ -95,7 +95,8 @@ def pieces(store: Path, drafts_older_than_s: float) -> Iterator[Piece]:
             for path in sorted((store / "tables" / table).glob("part-*.parquet")):
                 key = path.stem.removeprefix("part-")
                 yield Piece("part", path, _size(path), key, table)
-    folders = ("artifacts", "tables/*", "experiments/*", "experiments/*/forms")
+    inside = ("experiments/*/forms", "experiments/*/images")
+    folders = ("artifacts", "tables/*", "experiments/*", *inside)
     for place in (place for pattern in folders for place in store.glob(pattern)):
         for draft in stale_drafts(place, drafts_older_than_s):
             yield Piece("draft", draft, _size(draft))

@@ -32,7 +32,9 @@ __all__ = ["READY", "ask", "catalogue", "connect", "find_tables", "query"]
 _BATCH = 100_000
 # Views of cells, and what shows that whoever asks them tells settings apart.
 _OF_CELLS = re.compile(
-    r"\b(cells|results|utility|worst|gates|mean_results|mean_utility|tradeoff)\b", re.IGNORECASE
+    r"\b(cells|results|utility|worst|gates|inversion|attribute|mean_results|mean_utility|"
+    r"mean_inversion|mean_attribute|tradeoff)\b",
+    re.IGNORECASE,
 )
 _APART = re.compile(r"(?<!\()\*|\b(current|form|settings|service|task_key)\b", re.IGNORECASE)
 _MIXED = (

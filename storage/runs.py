@@ -31,7 +31,11 @@ from storage._schemas import BOOL, REAL, SCHEMAS, WHOLE
 
 __all__ = ["COLUMNS", "NUMBERS", "check_columns", "find_runs"]
 
-_FIELDS = {field.name: field.type for field in SCHEMAS["results"]}
+_FIELDS = {
+    field.name: field.type
+    for table in ("results", "inversion", "attribute")
+    for field in SCHEMAS[table]
+}
 NUMBERS = {name for name, kind in _FIELDS.items() if kind in (REAL, WHOLE)} - PARAM_COLUMNS
 _TAGS = ("experiment", "task_key")
 COLUMNS: tuple[str, ...] = tuple(

@@ -39,11 +39,20 @@ _JOINED = {
     "results": _SHARED | {"attack": "attack_label"},
     "utility": _SHARED,
     "worst": _SHARED,
+    "inversion": _SHARED | {"attack": "attack_label"},
+    "attribute": _SHARED | {"attack": "attack_label"},
     "gates": {name: name for name in ("experiment", "status")} | _FORM,
 }
 
 # Which view shows what fills a cell of each kind.
-_FILLS = {"attack": "results", "utility": "utility", "worst": "worst", "check": "gates"}
+_FILLS = {
+    "attack": "results",
+    "utility": "utility",
+    "worst": "worst",
+    "check": "gates",
+    "inversion": "inversion",
+    "attribute": "attribute",
+}
 
 
 class Tables:
@@ -112,10 +121,10 @@ class Tables:
         `current`: asked for by the form last run, if with another seed.
 
         Args:
-            view: a table of `SCHEMAS`. Results also show experiment, label, preset, status,
-                service, current, form, settings and attack_label, utility and worst all but the
-                last, gates experiment, status, current, form and settings: a row per cell and row
-                of its task.
+            view: a table of `SCHEMAS`. Results, inversion and attribute also show experiment,
+                label, preset, status, service, current, form, settings and attack_label, utility
+                and worst all but the last, gates experiment, status, current, form and settings:
+                a row per cell and row of its task.
             experiment: only what its cells ask for; reads no other parts.
             form: only what this form of it asks for.
 
@@ -253,7 +262,10 @@ def view_schema(view: str) -> Any:
 def equal(
     a: Tables,
     b: Tables,
-    tables: Iterable[str] = ("results", "utility", "scores", "worst", "gates"),
+    tables: Iterable[str] = (
+        *("results", "utility", "scores", "worst", "gates"),
+        *("inversion", "attribute"),
+    ),
 ) -> list[str]:
     """How two stores differ, but for measured columns, the order of rows and timing attacks.
 

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import pickle
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from storage.artifacts import (
     Artifact,
@@ -77,6 +79,37 @@ def test_what_was_put_comes_back_whole(filled):
     weights = artifact.arrays("weights")
     assert weights["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert weights["b"].shape == ()
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)])
+def test_an_image_comes_back_as_a_png_of_the_same_pixels(artifacts, shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    artifacts.put(KEY, TASK, lambda draft: draft.image("faces", pixels))
+    artifact = artifacts.open(KEY)
+    assert artifact.files == ("faces.png",)
+    with Image.open(io.BytesIO(artifact.image("faces"))) as image:
+        np.testing.assert_array_equal(np.asarray(image), pixels)
+    with pytest.raises(ArtifactMissing, match="holds no other"):
+        artifact.image("other")
+    path = folder_of(artifacts) / "faces.png"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ArtifactDamaged, match="does not match its checksum"):
+        artifact.image("faces")
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((4, 4)),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((4,), np.uint8),
+        np.zeros((0, 4), np.uint8),
+    ],
+)
+def test_what_is_no_image_is_refused(artifacts, pixels):
+    with pytest.raises(ValueError, match="faces: an image is uint8"):
+        artifacts.put(KEY, TASK, lambda draft: draft.image("faces", pixels))
+    assert KEY not in artifacts
 
 
 def test_facts_are_one_canonical_text(artifacts):

@@ -58,6 +58,9 @@ def test_a_small_file_is_replaced_whole_or_not_at_all(tiny_disk):
     write_whole(path, "old")
     write_whole(path, "né")
     assert path.read_text(encoding="utf-8") == "né"
+    write_whole(path, b"\x89PNG")
+    assert path.read_bytes() == b"\x89PNG"
+    write_whole(path, "né")
     with pytest.raises(StoreUnwritable, match="No space left on device"):
         write_whole(path, "x" * 2**21)
     assert path.read_text(encoding="utf-8") == "né"

@@ -59,7 +59,8 @@ def test_views_have_their_columns_whether_or_not_there_are_parts(filled, tmp_pat
         names = ask(tables, f"SELECT * FROM {view}").column_names
         assert names == view_schema(view).names == list(tables.frame(view).columns)
     for view in READY:
-        assert bool(len(ask(tables, f"FROM {view}"))) == (full and view != "slowest")
+        empty = view in ("slowest", "mean_inversion", "mean_attribute")
+        assert bool(len(ask(tables, f"FROM {view}"))) == (full and not empty)
     assert not (tmp_path / "nothing").exists()
 
 
@@ -272,3 +273,34 @@ def test_a_frame_warns_of_damage(filled):
 def test_a_folder_without_tables_is_no_store(tmp_path):
     with pytest.raises(ValueError, match="sfumato run"):
         query(tmp_path, "SELECT 1")
+
+
+def test_attacks_on_records_and_attributes_are_averaged_apart(filled):
+    """Over seeds of the same settings; a task that is not done yet changes no mean."""
+    seeds = {A: 0, B: 1}
+    for table, figure in (("inversion", "inversion_error"), ("attribute", "balanced_accuracy")):
+        cells = []
+        for key, seed in seeds.items():
+            row = {"dataset": "faces", "seed": seed, figure: 0.25 * (seed + 1), "flags": ["leaky"]}
+            row |= {"attribute": "race"} if table == "attribute" else {}
+            filled.write(table, key, [row])
+            cells.append(cell("raw", table, key, seed=seed, settings="s", service="t"))
+        cells.append(cell("raw", table, C, seed=2, status="waiting", settings="s", service="t"))
+        for each in cells:
+            each["attack"] = "rebuild"
+        filled.write_cells(f"of-{table}", cells)
+        asked = f"SELECT label, attack_label, num_seeds, {figure}, {figure}_std, flags, current"
+        (row,) = rows(filled, f"{asked} FROM mean_{table} WHERE experiment = 'of-{table}'")
+        assert row[:4] == ("raw", "rebuild", 2, 0.375)
+        assert row[4] == pytest.approx(0.25 / np.sqrt(2))
+        assert row[5:] == (["leaky"], True)
+    assert filled.problems == []
+
+
+def test_finished_cells_without_rows_are_told_of_every_kind(filled):
+    filled.write_cells(
+        "faces", [cell("raw", kind, "f" * 64) for kind in ("inversion", "attribute")]
+    )
+    for view in ("inversion", "attribute"):
+        assert ask(filled, f"SELECT current, label FROM {view}").num_rows == 0
+        assert f"{view} lacks the rows of 1 finished cells" in filled.problems[-1]
