@@ -42,7 +42,7 @@ class Lira(Attack):
         instead of fitting a multivariate Gaussian, which would need more models than queries.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     THREAT_MODEL: ClassVar[str] = "BB-shadow"
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"num_shadows": 256},

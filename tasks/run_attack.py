@@ -14,7 +14,7 @@ from storage import invariants, splits
 from storage.artifacts import Artifact, Draft
 from storage.datasets import Dataset
 from tasks import metrics
-from tasks.answers import Answers, positions
+from tasks.answers import Answers
 from tasks.base import ADDED, Data, Rows, Task, measured, stream
 from tasks.check_split import CheckSplit, asked_order
 from tasks.knowledge import ForeignRecords, Held, Knowledge
@@ -340,17 +340,35 @@ class ShadowModels:
 
     def role(self, x: NDArray[Any]) -> NDArray[np.int8]:
         """Int8 [S, N]: 1 in, 0 out, -1 reference of the shadow's defense."""
-        first = self._answers[0]
-        record, _ = first.confidence(self._bench)
-        found = positions(first, self._bench)
-        rows = np.array([record[found[d]] if d in found else -1 for d in digests(x)])
+        pool, content_P, number_of = self._pool()
+        content_N = np.array([number_of.get(digest, -1) for digest in digests(x)], dtype=np.int64)
         roles = np.zeros((len(self._answers), len(x)), dtype=np.int8)
+
+        def among(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+            return np.isin(content_N, content_P[np.isin(pool, rows)])
+
         for role, answers in zip(roles, self._answers, strict=True):
-            role[np.isin(rows, answers.target.member_rows(self._bench))] = 1
             if answers.defenses:
-                reference = np.concatenate(answers.target.reference_rows(self._bench))
-                role[np.isin(rows, reference)] = -1
+                role[among(np.concatenate(answers.target.reference_rows(self._bench)))] = -1
+            # A model that trained on one of two equal records has seen both.
+            role[among(answers.target.member_rows(self._bench))] = 1
         return roles
+
+    def _pool(self) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[bytes, int]]:
+        """Rows of the pool, the number of each one's content, and that number by content.
+
+        The first two models trained on complementary halves of it.
+        """
+        first = self._answers[0].target
+
+        def make() -> tuple[NDArray[np.int64], NDArray[np.int64], dict[bytes, int]]:
+            halves = [a.target.member_rows(self._bench) for a in self._answers[:2]]
+            rows = np.unique(np.concatenate(halves))
+            content = digests(self._bench.dataset(first.split.data).x(rows))
+            number_of = {digest: number for number, digest in enumerate(dict.fromkeys(content))}
+            return rows, np.array([number_of[digest] for digest in content]), number_of
+
+        return self._bench.keep(("shadow pool", first.key), make)
 
 
 def data_of(task: Task) -> Data | None:

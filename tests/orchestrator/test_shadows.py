@@ -110,3 +110,52 @@ def test_lira_finds_the_undefended_leak(done):
     lab, _ = done
     frame = lab.store.tables.frame("results", "tiny")
     assert frame.loc[frame["label"] == "none", "auc"].item() > 0.6
+
+
+def test_equal_records_have_one_role(module_lab):
+    """digits_binary has duplicates, of which a shadow may have seen one: it has seen the other."""
+    outcome, _ = module_lab.run(
+        name="digits", datasets=["digits_binary"], defenses=["none"], attacks=[lira()]
+    )
+    assert not outcome.failed, outcome.failed
+    task, bench, shadows = models(module_lab, outcome, adaptive=False)
+    dataset = bench.dataset(task.answers.target.split.data)
+    pool = shadow_pool(bench.split(task.answers.target.split), "members", 0)
+    role = shadows.role(dataset.x(pool))
+    seen = [
+        bench.dataset(task.answers.target.split.data).groups[rows]
+        for rows in trained_on(task, bench)
+    ]
+    for role_N, groups in zip(role, seen, strict=True):
+        np.testing.assert_array_equal(role_N == 1, np.isin(dataset.groups[pool], groups))
+
+
+def test_records_of_the_population_have_their_role(module_lab):
+    """Where the pool is filled up with the population, its records train shadows too."""
+    data = {
+        "name": "synth_s",
+        "generator": {"rows": 1200, "classes": 4},
+        "split": {"members": 100, "reference": 60, "nonmembers": 100},
+    }
+    outcome, _ = module_lab.run(name="spare", datasets=[data], defenses=["none"], attacks=[lira()])
+    assert not outcome.failed, outcome.failed
+    task, bench, shadows = models(module_lab, outcome, adaptive=False)
+    split = bench.split(task.answers.target.split)
+    pool = shadow_pool(split, "members", 0)
+    spare = np.intersect1d(pool, split.population)
+    assert len(spare) > 50
+    dataset = bench.dataset(task.answers.target.split.data)
+    role = shadows.role(dataset.x(spare))
+    np.testing.assert_array_equal((role == 1).sum(axis=0), SHADOWS // 2)
+    for role_N, rows in zip(role, trained_on(task, bench), strict=True):
+        np.testing.assert_array_equal(role_N == 1, np.isin(spare, rows))
+
+
+def trained_on(task, bench):
+    """The rows each shadow was trained on, as its block logged them."""
+    return [
+        bench.open(t.target.block).table("rows")["row"][
+            bench.open(t.target.block).table("rows")["role"] == f"shadow_{t.target.index}"
+        ]
+        for t in task.trainings
+    ]
