@@ -144,6 +144,11 @@ class RunAttack(Task):
         )
 
     @property
+    def knows_defense(self) -> bool:
+        """Whether the attacker knows the deployed defense's algorithm and makes use of it."""
+        return self.adaptive or self.attack.THREAT_MODEL == "BB-adaptive"
+
+    @property
     def _is_first(self) -> bool:
         """Whether this is what the effort was chosen by, so that nothing has to run again."""
         return self.effort is not None and replace(self, effort=None).key == self.effort.first.key
@@ -239,8 +244,8 @@ class RunAttack(Task):
     ) -> list[str]:
         flags = self.answers.flags
         models = bool(self.trainings) or self.own_copy is not None
-        made_for_it = self.adaptive or bool(self.attack.AGAINST)
-        ignorant = self.fit_on == "clean" or (models and not made_for_it)
+        defended = any(isinstance(task, Answers) and task.defenses for task in self.trainings)
+        ignorant = self.fit_on == "clean" or (models and not self.adaptive and not defended)
         if ignorant and self.answers.defenses:
             flags.append("non_adaptive")
         ratio = self.answers.diagnosis(bench).get("variance_ratio")
@@ -293,7 +298,7 @@ class RunAttack(Task):
             "attack": self.name,
             "attack_params": self.attack_params,
             "threat_model": self.attack.THREAT_MODEL,
-            "adaptive": self.adaptive,
+            "adaptive": self.knows_defense,
             "judge": self.judge,
             "shadow_data": "known" if self.held is None else "population",
             **columns,

@@ -86,7 +86,7 @@ class WorstCase(Task):
         limits = [[f[f"attack_accuracy_{end}"] for f in figures[worst]] for end in ("low", "high")]
         mean, low, high = metrics.mean_interval(accuracy_AS[worst], *limits)
         flags = {flag for f in figures[worst] for flag in f["flags"]}
-        made_for_it = any(task.adaptive or task.attack.AGAINST for task in self.attacks)
+        made_for_it = any(task.knows_defense or task.attack.AGAINST for task in self.attacks)
         if self.answers.defenses and not made_for_it:
             flags.add("no_adaptive_attack")
         first = [tasks[0] for tasks in groups]
@@ -96,7 +96,7 @@ class WorstCase(Task):
             "attack": first[worst].name,
             "attack_params": first[worst].attack_params,
             "attack_key": first[worst].key,
-            "adaptive": first[worst].adaptive,
+            "adaptive": first[worst].knows_defense,
             "attack_accuracy": mean,
             "attack_accuracy_low": low,
             "attack_accuracy_high": high,

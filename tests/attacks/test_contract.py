@@ -31,6 +31,7 @@ THREAT_MODELS = {
 }
 ASK_ONCE = {
     *("adversarial_training", "gap", "metric", "mim", "ml_leaks", "nsh", "rank2", "shokri"),
+    *("coin_invert", "mode_subtract", "order_only"),
     *("attack_d", "attack_p", "attack_r", "attack_s", "loss_trajectory", "quantile", "rmia", "sum_leak"),
 }
 
