@@ -12,6 +12,7 @@ references.py   the `reference:` of a defense: what it means, and whether it can
 plan.py      an experiment as tasks, deduplicated by key
 defended.py  a classifier behind its defenses as tasks: target, shadow, own copy
 attacker.py  what an attacker plans with: models, shadows and copies of its own
+data_attacks.py   attacks on records and attributes: what is asked of their keys, their tasks
 forms.py     the forms an experiment was run in, kept until they are forgotten
 resume.py    a plan beside what the store has of it
 state.py     the scheduler: events in, instructions out
@@ -21,6 +22,8 @@ past.py      the run history as a table, CSV or JSON
 progress.py  what the person sees meanwhile
 flags.py     what the flags of results mean, and their marks
 report.py    results as tables in the terminal
+report_data.py   what attacks on records and attributes got, as tables
+figures.py   rebuilt records as images, a row for each defense
 overview.py  what would run, and how far it is, as tables in the terminal
 answer.py    the answer to a query as a table in the terminal
 listing.py   every attack, defense, dataset, architecture and experiment by name

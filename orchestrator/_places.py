@@ -44,7 +44,7 @@ class Places:
             seen.update(above)
             open_.extend(above)
         cells = (cell for user in self._plan.tasks if user in seen for cell in self._at(user))
-        return [cell for cell in cells if cell.kind in ("attack", "utility")]
+        return [cell for cell in cells if cell.kind not in ("worst", "check")]
 
     def _at(self, key: str) -> Sequence[Cell]:
         return self._cells.get(key, ())

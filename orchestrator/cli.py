@@ -144,6 +144,7 @@ def run(
             refuse("--inline runs in this process; drop --workers, --address, --gpus-per-worker")
         data_dir, root = find_data_dir(data_dir), find_store(store)
         experiment = load(name, overrides, data_dir)
+        from orchestrator.figures import inversion_figures
         from orchestrator.progress import for_console
         from orchestrator.report import print_results
         from orchestrator.resume import Store
@@ -163,7 +164,10 @@ def run(
         Errors.begun = True
         outcome = run_experiment(experiment, options, for_console(console))
         print_results(console, experiment, Store(root), outcome.form)
+        drawn = inversion_figures(outcome.plan, Store(root))
         _print_end(console, name, store, tracking_uri, outcome)
+        for path in drawn:
+            console.print(f"images:  {path}", soft_wrap=True)
         if outcome.stopped or outcome.failed or outcome.missing:
             raise typer.Exit(FAILED)
 

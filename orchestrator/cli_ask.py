@@ -260,6 +260,10 @@ def show(
     output: Annotated[
         Literal["text", "json"], typer.Option("--format", help="For a person, or for a program.")
     ] = "text",
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="FILE", help="Write what an inversion rebuilt, as PNG."),
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     debug: Debug = False,
 ) -> None:
@@ -273,15 +277,21 @@ def show(
       sfumato show 3f9a21
 
       sfumato show 3f9a21 --all --format json
+
+      sfumato show 81c04e --images faces.png
     """
     with Errors(debug):
         root = find_made_store(store)
+        from orchestrator.figures import kept_images
         from orchestrator.lineage import print_shown
         from orchestrator.resume import Store
         from orchestrator.show import find_key, look_up
 
-        shown = look_up(Store(root), find_key(Store(root), key))
-        if output == "json":
-            typer.echo(json.dumps(shown.plain(), indent=1))
+        found = find_key(Store(root), key)
+        if images is not None:
+            images.write_bytes(kept_images(Store(root), found))
+            say(f"originals above their reconstructions written to {images}")
+        elif output == "json":
+            typer.echo(json.dumps(look_up(Store(root), found).plain(), indent=1))
         else:
-            print_shown(make_console(), shown, every=every)
+            print_shown(make_console(), look_up(Store(root), found), every=every)

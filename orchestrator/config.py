@@ -249,13 +249,22 @@ class AttackEntry(_Entry):
         description="what the attacker's models train on: records it knows, or others of the "
         "population, as many as the target has (PURIFIER's more powerful shadow)",
     )
+    column: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        None, description="of the dataset: the attribute to infer (attribute inference only)"
+    )
+    layer: Literal["hidden"] | None = Field(
+        None, description="what it sees instead of answers (attribute inference only)"
+    )
     grid: dict[str, Values] = {}
     params: dict[str, Any] = {}
 
     @model_validator(mode="before")
     @classmethod
     def _gather(cls, value: Any) -> Any:
-        own = ("name", "label", "preset", "adaptive", "fit_on", "against", "shadow_data", "grid")
+        own = (
+            *("name", "label", "preset", "adaptive", "fit_on", "against", "shadow_data", "column"),
+            *("layer", "grid"),
+        )
         return _gathered(value, own, "params")
 
 
@@ -342,7 +351,9 @@ def attack_label(entry: AttackEntry) -> str:
     """What an experiment calls an attack: its name, and the fields given."""
     if entry.label:
         return entry.label
-    shown = [v if isinstance(v, str) else f"{k}={v}" for k, v in entry.params.items()]
+    shown = [entry.column] if entry.column else []
+    shown += [f"{entry.layer} layer"] if entry.layer else []
+    shown += [v if isinstance(v, str) else f"{k}={v}" for k, v in entry.params.items()]
     shown += ["clean"] if entry.fit_on == "clean" else []
     shown += ["large shadow"] if entry.shadow_data == "population" else []
     shown += ["adaptive"] if entry.adaptive else []

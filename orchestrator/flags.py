@@ -20,6 +20,11 @@ MEANING: Mapping[str, tuple[str, str]] = {
         "answers with a changed label can be told from the others by their vector",
     ),
     "unverified_hparams": ("u", "experimental: the paper's hyper-parameters could not be verified"),
+    "no_better_than_mean": (
+        "m",
+        "rebuilt no better than by the mean of the attacker's records: the answers tell nothing, "
+        "or the attack is under-trained",
+    ),
     "i5": ("i5", "some judged records are duplicates, so intervals are too narrow"),
     "i6": (
         "i6",

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from orchestrator.plan import Plan
-from orchestrator.resume import Store
+from orchestrator.resume import RESULTS, Store
 from orchestrator.source import nearest
 from storage.mirror import Ledger, Mirror
 from storage.tables import Tables
@@ -168,9 +168,9 @@ def _set_aside(store: Store, *, thorough: bool) -> str | None:
 
 
 def _rows(tables: Tables, experiment: str) -> list[dict[str, Any]]:
-    frame = tables.frame("results", experiment)
     # A cell's status may still change; a row that is there is done.
-    rows = frame.drop(columns=_OF_CELLS).to_dict("records")
+    frames = (tables.frame(view, experiment).drop(columns=_OF_CELLS) for view in RESULTS)
+    rows = (row for frame in frames for row in frame.to_dict("records"))
     return _once({str(name): value for name, value in row.items()} for row in rows)
 
 

@@ -3,16 +3,16 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
-import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator._spelled import averaged, explain, flags_of, limited, seeds_meant
 from orchestrator._upheld import upheld_flags, upheld_gates
 from orchestrator.config import Experiment
 from orchestrator.flags import marked, marks_explained
+from orchestrator.report_data import print_attribute, print_inversion
 from orchestrator.resume import Store
-from tasks import metrics
 
 __all__ = ["print_results"]
 
@@ -57,7 +57,12 @@ def print_results(
         rows = results[results["dataset"] == name]
         attacks = list(dict.fromkeys(here.loc[here["kind"] == "attack", "attack"]))
         headline = _headlines(worst[worst["dataset"] == name], rows)
-        console.print(_attacks(rows, headline, labels, attacks, name, seeds))
+        if attacks:
+            console.print(_attacks(rows, headline, labels, attacks, name, seeds))
+        for view, show in (("inversion", print_inversion), ("attribute", print_attribute)):
+            if view in set(here["kind"]):
+                found = tables.frame(view, experiment.name, form)
+                show(console, found[found["dataset"] == name], labels, name, seeds)
         of_class = gates[(gates["gate"] == "class") & (gates["dataset"] == name)]
         _print_gates(console, tested[tested["dataset"] == name], of_class)
         if entry.judge == "untrained":
@@ -68,7 +73,7 @@ def print_results(
 def _utility(rows: pd.DataFrame, labels: Sequence[str], dataset: str, seeds: int) -> Table:
     table = Table(
         title=f"{dataset}: what each defense costs (train acc on members, all else on nonmembers; "
-        f"{_seeds(seeds)})",
+        f"{seeds_meant(seeds)})",
         title_justify="left",
     )
     columns = (
@@ -87,20 +92,20 @@ def _utility(rows: pd.DataFrame, labels: Sequence[str], dataset: str, seeds: int
     marks: set[str] = set()
     for label in labels:
         mine = rows[rows["label"] == label]
-        flags = _flags_of(mine)
+        flags = flags_of(mine)
         marks |= flags
         table.add_row(
             label + marked(flags),
-            _limited(mine, "train_accuracy"),
-            _limited(mine, "test_accuracy"),
-            _mean(mine["test_accuracy_drop"], 100, 1),
-            _mean(mine["ece"], 1, 3),
-            _mean(mine["l1_distortion"], 1, 3),
-            _mean(mine["label_change_rate"], 100, 1),
-            _mean(mine["fit_ratio"], 1, 2),
-            _mean(mine["query_ratio"], 1, 1),
+            limited(mine, "train_accuracy"),
+            limited(mine, "test_accuracy"),
+            averaged(mine["test_accuracy_drop"], 100, 1),
+            averaged(mine["ece"], 1, 3),
+            averaged(mine["l1_distortion"], 1, 3),
+            averaged(mine["label_change_rate"], 100, 1),
+            averaged(mine["fit_ratio"], 1, 2),
+            averaged(mine["query_ratio"], 1, 1),
         )
-    _explain(table, marks)
+    explain(table, marks)
     if certified := _certificates(rows, labels):
         table.caption = "\n".join(filter(None, [cast(str | None, table.caption), certified]))
         table.caption_justify = "left"
@@ -126,9 +131,9 @@ def _attacks(
     dataset: str,
     seeds: int,
 ) -> Table:
-    title = f"{dataset}: what each attack gets (accuracy %, below it AUC; {_seeds(seeds)})"
+    title = f"{dataset}: what each attack gets (accuracy %, below it AUC; {seeds_meant(seeds)})"
     table = Table(title=title, title_justify="left", show_lines=True)
-    cells = [_flags_of(cell) for _, cell in rows.groupby(["label", "attack_label"])]
+    cells = [flags_of(cell) for _, cell in rows.groupby(["label", "attack_label"])]
     everywhere = set.intersection(*cells) & _MILD if len(cells) > 1 else set()
     marks: set[str] = set()
     columns: list[list[str]] = []  # of each defense, from the first attack to the worst of them
@@ -137,13 +142,13 @@ def _attacks(
         column = []
         for attack in attacks:
             cell = mine[mine["attack_label"] == attack]
-            flags = _flags_of(cell) - everywhere
+            flags = flags_of(cell) - everywhere
             marks |= flags
             column.append(_attack_cell(cell, flags))
         if label in headlines:
             flags = set(headlines[label]["flags"]) - everywhere
             marks |= flags
-            column.append(_worst_cell(headlines[label], flags))
+            column.append(_worst_cell(headlines[label], flags, mine))
         else:
             column.append(_incomplete_cell(mine, attacks))
         columns.append(column)
@@ -153,7 +158,7 @@ def _attacks(
     else:
         _fill(table, "attack", labels, zip(names, zip(*columns, strict=True), strict=True))
         table.rows[-1].style = "bold"
-    _explain(table, marks)
+    explain(table, marks)
     if meant := marks_explained(everywhere):
         table.caption = f"{table.caption or ''}\nin every cell: {meant}".strip()
         table.caption_justify = "left"
@@ -173,28 +178,23 @@ def _fill(
         table.add_row(name, *cells)
 
 
-def _flags_of(rows: pd.DataFrame) -> set[str]:
-    return {flag for listed in rows["flags"].dropna() for flag in listed}
-
-
-def _explain(table: Table, flags: Iterable[str]) -> None:
-    """Say under a table what its marks mean."""
-    if meant := marks_explained(flags):
-        table.caption, table.caption_justify = meant, "left"
-
-
 def _attack_cell(rows: pd.DataFrame, flags: Iterable[str]) -> str:
     if rows.empty:
         return "-"
-    accuracy = _limited(rows, "attack_accuracy")
-    return f"{accuracy}{marked(flags)}\n{_mean(rows['auc'], 1, 3)}"
+    accuracy = limited(rows, "attack_accuracy")
+    return f"{accuracy}{marked(flags)}\n{averaged(rows['auc'], 1, 3)}"
 
 
-def _worst_cell(row: Mapping[str, Any], flags: Iterable[str]) -> str:
-    """The largest attack of a defense, and what chance makes the largest of as many."""
+def _worst_cell(row: Mapping[str, Any], flags: Iterable[str], rows: pd.DataFrame) -> str:
+    """The largest attack of a defense, and what chance makes the largest of as many.
+
+    Below them the bound on epsilon by the same attack, which no private training stays under.
+    """
     chance = f"chance ≤ {100 * row['chance_accuracy']:.1f}"
-    accuracy = _limited(pd.DataFrame([row]), "attack_accuracy")
-    return f"{accuracy}{marked(flags)}\n{row['attack_label']}\n{chance}"
+    accuracy = limited(pd.DataFrame([row]), "attack_accuracy")
+    mine = rows[rows["attack_label"] == row["attack_label"]]
+    epsilon = averaged(mine["epsilon_lower_bound"], 1, 1)
+    return f"{accuracy}{marked(flags)}\n{row['attack_label']}\n{chance}\nε ≥ {epsilon}"
 
 
 def _incomplete_cell(rows: pd.DataFrame, attacks: Sequence[str]) -> str:
@@ -204,26 +204,6 @@ def _incomplete_cell(rows: pd.DataFrame, attacks: Sequence[str]) -> str:
     found = [(float(means[name]), name) for name in attacks if name in means.index]
     top = max(found, key=lambda entry: entry[0], default=None)
     return f"{100 * top[0]:.1f}\n{top[1]}\nincomplete" if top else "-"
-
-
-def _limited(rows: pd.DataFrame, column: str) -> str:
-    """Mean over seeds and half-width of its 95 % interval, where there is one, in percent."""
-    limits = [f"{column}_low", f"{column}_high"]
-    given = rows.reindex(columns=[column, *limits]).dropna(subset=[column]).astype(float)
-    if given.empty:
-        return "-"
-    mean, low, high = metrics.mean_interval(*(given[name] for name in given))
-    return f"{100 * mean:.1f}" + ("" if np.isnan(high - low) else f" ±{50 * (high - low):.1f}")
-
-
-def _mean(values: "pd.Series[Any]", scale: float, digits: int) -> str:
-    given = values.dropna()
-    return f"{scale * given.mean():.{digits}f}" if len(given) else "-"
-
-
-def _seeds(count: int) -> str:
-    over = "seeds, over records where all agree" if count > 2 else "records"
-    return f"{count} seed{'' if count == 1 else 's'}, ± 95 % over {over}"
 
 
 def _headlines(worst: pd.DataFrame, rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -248,7 +228,7 @@ def _print_gates(console: Console, gates: pd.DataFrame, of_class: pd.DataFrame) 
     seeds = gates["seed"].nunique()
     for gate, words in _GATES.items():
         mine = gates[gates["gate"] == gate]
-        told.append(f"{words} {_mean(mine['value'], 1, 3)}")
+        told.append(f"{words} {averaged(mine['value'], 1, 3)}")
         if mine["upheld"].any():
             leaks.append(f"{words} in {mine['upheld'].sum()} of {seeds}")
         elif mine["flagged"].any():

@@ -19,7 +19,10 @@ from storage.artifacts import (
 from storage.tables import Tables
 from tasks.base import Task, measured
 
-__all__ = ["Prepared", "Store", "cell_rows", "compare", "record"]
+__all__ = ["RESULTS", "Prepared", "Store", "cell_rows", "compare", "record"]
+
+RESULTS = ("results", "inversion", "attribute")
+"""The tables whose rows are runs in the history: what attacks got."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Store:
 
     def drop_stale_drafts(self, older_than_s: float) -> int:
         """Remove what processes that were killed were writing; as `drop_drafts`."""
-        patterns = ("tables/*", "experiments/*", "experiments/*/forms")
+        patterns = ("tables/*", "experiments/*", "experiments/*/forms", "experiments/*/images")
         folders = [folder for pattern in patterns for folder in self.root.glob(pattern)]
         dropped = (drop_drafts(folder, older_than_s) for folder in folders)
         return self.artifacts.drop_stale_drafts(older_than_s) + sum(dropped)
@@ -185,8 +188,7 @@ def record(task: Task, store: Store) -> list[dict[str, Any]]:
     for table, content in rows.items():
         tables.write(table, task.key, content)
     tables.write("tasks", task.key, [{**about, **measured(artifact)}])
-    results: list[dict[str, Any]] = rows.get("results", [])
-    return results
+    return [row for table in RESULTS for row in rows.get(table, ())]
 
 
 def cell_rows(

@@ -121,7 +121,7 @@ SCHEMAS: dict[str, Any] = {
         ("dataset dataset_hash", TEXT),
         ("seed", WHOLE),
         ("architecture target_params defense defense_params", TEXT),
-        ("attack attack_params threat_model noise_policy judge attribute", TEXT),
+        ("attack attack_params threat_model noise_policy judge attribute layer", TEXT),
         ("num_values num_rarest num_members num_nonmembers num_known", WHOLE),
         ("balanced_accuracy balanced_accuracy_low balanced_accuracy_high", REAL),
         ("balanced_accuracy_members balanced_accuracy_members_low", REAL),

@@ -22,6 +22,14 @@ answers.py          task: what the service answers for every record
 knowledge.py        what an attacker has, as its threat model grants it
 run_attack.py       task: scores and result row of one attack
 effort.py           task: whether a weak attack is to be trained harder
+data_attack.py      task: what attacks on records and attributes have in common
+run_inversion.py    task: how near rebuilt records come to the true ones
+inversion_metrics.py   what their errors amount to, and what guessing gets
+identity.py         the last hidden layer of a classifier; a network that knows people
+images.py           how alike a record and its reconstruction are
+image_grid.py       several rows of images as one image
+run_attribute.py    task: what answers tell of a sensitive attribute
+attribute_metrics.py   how many of the inferred values are right
 one_run.py          a lower bound on epsilon from the guesses of one run
 measure_utility.py  task: what a defense costs
 worst_case.py       task: what the strongest of all attacks on a service gets

@@ -11,8 +11,9 @@ import defenses
 from attacks.base import Attack
 from defenses.base import Defense
 
-__all__ = ["attack", "defense", "names", "source", "summary"]
+__all__ = ["aim", "attack", "defense", "names", "source", "summary"]
 
+Aim = Literal["membership", "inversion", "attribute"]
 Kind = Literal["attacks", "defenses"]
 _PACKAGES = {"attacks": attacks, "defenses": defenses}
 _Plugin = TypeVar("_Plugin", Attack, Defense)
@@ -37,6 +38,13 @@ def attack(name: str) -> type[Attack]:
 def defense(name: str) -> type[Defense]:
     """The defense in `defenses/<name>.py`; raises as `attack` does."""
     return _load("defenses", name, Defense)
+
+
+def aim(cls: type[Attack]) -> Aim:
+    """What an attack is after, told by the method it defines."""
+    methods: tuple[tuple[str, Aim], ...] = (("reconstruct", "inversion"), ("infer", "attribute"))
+    found = (what for method, what in methods if getattr(cls, method) != getattr(Attack, method))
+    return next(found, "membership")
 
 
 def _load(kind: Kind, name: str, base: type[_Plugin]) -> type[_Plugin]:

@@ -127,3 +127,9 @@ def test_a_plugin_without_a_docstring_has_no_summary() -> None:
 
     Silent.__doc__ = None
     assert plugins.summary(Silent) == plugins.source(Silent) == ""
+
+
+def test_an_attack_is_after_what_its_method_gives():
+    aims = {name: plugins.aim(plugins.attack(name)) for name in plugins.names("attacks")}
+    others = {name: what for name, what in aims.items() if what != "membership"}
+    assert others == {"attribute": "attribute", "inversion": "inversion"}
