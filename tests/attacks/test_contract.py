@@ -30,9 +30,9 @@ THREAT_MODELS = {
     "BB-defense-white",
 }
 ASK_ONCE = {
-    *("adversarial_training", "gap", "metric", "mim", "ml_leaks", "nsh", "rank2", "shokri"),
-    *("coin_invert", "mode_subtract", "order_only"),
-    *("attack_d", "attack_p", "attack_r", "attack_s", "loss_trajectory", "quantile", "rmia", "sum_leak"),
+    *("adversarial_training", "attack_d", "attack_p", "attack_r", "attack_s", "coin_invert"),
+    *("gap", "loss_trajectory", "metric", "mim", "ml_leaks", "mode_subtract", "nsh"),
+    *("order_only", "quantile", "rank2", "rmia", "shokri", "sum_leak"),
 }
 
 
