@@ -19,7 +19,7 @@ demo: $(VENV)/.installed  ## the packaged experiment `quickstart`, from nothing 
 	$(BIN)/sfumato run quickstart --store $(STORE)
 
 test: $(VENV)/.installed  ## everything but what is marked slow
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-slow: $(VENV)/.installed  ## what takes minutes, but for the chaos
 	$(BIN)/python -m pytest -m slow --ignore=tests/chaos

@@ -9,11 +9,9 @@ from typing import Any, TypeVar, get_args
 import torch
 from pydantic import BaseModel, ValidationError
 
-from attacks.base import Attack
-from attacks.base import Planning as PlanningAttack
 from defenses.base import Defense
-from orchestrator._plugin_fields import endless, faults, fields, suffixes
-from orchestrator._problem import nearest
+from orchestrator._attack_checks import Asked, attack_problems
+from orchestrator._plugin_fields import endless, fields, repeated, suffixes
 from orchestrator._wording import field_problem, kind_problems, problem_of
 from orchestrator.config import (
     AttackEntry,
@@ -22,10 +20,10 @@ from orchestrator.config import (
     Experiment,
     Preset,
     TargetEntry,
-    attack_label,
     called,
     chain_label,
 )
+from orchestrator.data_attacks import data_problems
 from orchestrator.references import reference_problems
 from orchestrator.source import ConfigError, Problem, read
 from storage import datasets
@@ -109,9 +107,9 @@ def check(raw: Mapping[str, Any], data_dir: Path | None) -> list[Problem]:
         loaded += [(entry.name, dataset)] if dataset is not None else []
         readable += [(entry, dataset)] if dataset is not None else []
     names = [(path, entry.name) for path, entry in parts.datasets]
-    problems += _repeated(names, "a dataset stands once in an experiment; drop one")
+    problems += repeated(names, "a dataset stands once in an experiment; drop one")
     seeds = [(f"seeds[{i}]", str(seed)) for i, seed in enumerate(parts.seeds)]
-    problems += _repeated(seeds, "drop one")
+    problems += repeated(seeds, "drop one")
     if parts.target is not None:
         problems += _target(parts.target, parts.preset, loaded)
     # A plugin's presets may depend on the data; without any, on an ordinary set.
@@ -119,7 +117,10 @@ def check(raw: Mapping[str, Any], data_dir: Path | None) -> list[Problem]:
     problems += _defenses(parts, known)
     stages = [stage for parsed in parts.chains for stage in parsed.stages]
     problems += reference_problems(stages, readable, parts.seeds[0], data_dir)
-    problems += _attacks(parts, [dataset.shape for _, dataset in loaded])
+    mine = {name for parsed in parts.chains for name in called([e for _, e in parsed.stages])}
+    asked = Asked(parts.attacks, parts.preset, parts.adaptive, parts.seeds[0])
+    problems += attack_problems(asked, mine, readable, data_dir)
+    problems += data_problems(parts.attacks, parts.seeds[0], readable)
     return problems
 
 
@@ -160,14 +161,6 @@ def _read(model: type[_Part], given: Any) -> _Part | None:
 def _placed(model: type[_Part], given: Any, path: str) -> list[tuple[str, _Part]]:
     entry = _read(model, given)
     return [] if entry is None else [(path, entry)]
-
-
-def _repeated(named: Sequence[tuple[str, str]], remedy: str) -> Iterator[Problem]:
-    first: dict[str, str] = {}
-    for path, name in named:
-        if name in first:
-            yield Problem(path, f"'{name}' is given before, as {first[name]}; {remedy}")
-        first.setdefault(name, path)
 
 
 def _dataset(
@@ -305,44 +298,12 @@ def _defenses(parts: _Parts, known: Sequence[tuple[str, int]]) -> Iterator[Probl
             continue
         points = [suffixes(entry) for entry in chain]
         labels += [(path, chain_label(chain) + "".join(s)) for s in itertools.product(*points)]
-    yield from _repeated(labels, "give this one a label of its own")
-
-
-def _attacks(parts: _Parts, shapes: Sequence[tuple[int, ...]]) -> Iterator[Problem]:
-    labels: list[tuple[str, str]] = []
-    names = {name for parsed in parts.chains for name in called([e for _, e in parsed.stages])}
-    for path, entry in parts.attacks:
-        for name in set(entry.against or []) - names:
-            message = f"'{name}' is no defense of this experiment{nearest(name, sorted(names))}"
-            yield Problem(f"{path}.against", message)
-        cls = yield from _attack(entry.name, path)
-        if cls is not None:
-            preset = dict(cls.PRESETS.get(entry.preset or parts.preset, {}))
-            yield from fields(cls, [preset], entry, path)
-            both = parts.adaptive and issubclass(cls, PlanningAttack)
-            forms = (False, True) if both else (entry.adaptive,)
-            yield from faults(cls, preset, entry, path, [*itertools.product(shapes, forms)])
-            if entry.adaptive and not issubclass(cls, PlanningAttack):
-                message = (
-                    f"{entry.name} trains no models of its own, so it has no adaptive form; "
-                    "it is fitted on defended answers anyway (fit_on: defended)"
-                )
-                yield Problem(f"{path}.adaptive", message)
-        labels += [(path, attack_label(entry) + suffix) for suffix in suffixes(entry)]
-    yield from _repeated(labels, "drop it, or give it a label of its own")
+    yield from repeated(labels, "give this one a label of its own")
 
 
 def _defense(name: str, path: str) -> Generator[Problem, None, type[Defense] | None]:
     try:
         return plugins.defense(name)
-    except ValueError as error:
-        yield Problem(path, str(error))
-        return None
-
-
-def _attack(name: str, path: str) -> Generator[Problem, None, type[Attack] | None]:
-    try:
-        return plugins.attack(name)
     except ValueError as error:
         yield Problem(path, str(error))
         return None

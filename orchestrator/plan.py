@@ -18,6 +18,7 @@ from orchestrator.config import (
     grid_points,
     point_label,
 )
+from orchestrator.data_attacks import data_attack
 from orchestrator.defended import Case, Stage, deploy
 from orchestrator.references import reference_from
 from storage import datasets
@@ -39,7 +40,8 @@ class Cell:
     """One place in the experiment's tables, and the task that fills it.
 
     Attributes:
-        kind: "attack", "utility", "worst" (its seed is the first) or "check" (of no defense).
+        kind: "attack", "inversion", "attribute", "utility", "worst" (its seed is the first) or
+            "check" (of no defense).
     """
 
     kind: str
@@ -72,7 +74,7 @@ def make_plan(experiment: Experiment, data_dir: Path | None) -> Plan:
         mine: list[Cell] = []
         efforts: dict[tuple[str, str], ChooseEffort] = {}
         for seed in experiment.seeds:
-            case = _case(experiment, entry, dataset, seed)
+            case = _case(experiment, entry, dataset, seed, data_dir)
             mine += _cells(experiment, entry, case, chains, listed, efforts)
         cells += [*mine, *_worst_cells(mine)]
     for cell in cells:
@@ -90,14 +92,26 @@ def _collect(task: Task, tasks: dict[str, Task]) -> None:
 
 
 def _case(
-    experiment: Experiment, entry: DatasetEntry, dataset: datasets.Dataset, seed: int
+    experiment: Experiment,
+    entry: DatasetEntry,
+    dataset: datasets.Dataset,
+    seed: int,
+    data_dir: Path | None,
 ) -> Case:
     split = entry.division(seed, dataset.content_hash)
     name = experiment.target.architecture or architectures.default_architecture(
         entry.name, dataset.kind, experiment.preset
     )
     architecture = architectures.make(name, **experiment.target.recipe)
-    return Case(dataset, split, split.divide(dataset), architecture, seed)
+
+    def other(of: str) -> Case:
+        foreign = DatasetEntry(name=of)
+        loaded = datasets.load(foreign.source, data_dir)
+        drawn = foreign.division(seed, loaded.content_hash)
+        own = architectures.default_architecture(of, loaded.kind, experiment.preset)
+        return Case(loaded, drawn, drawn.divide(loaded), architectures.make(own), seed)
+
+    return Case(dataset, split, split.divide(dataset), architecture, seed, other)
 
 
 def _chains(
@@ -142,6 +156,7 @@ def _attacks(experiment: Experiment) -> Iterator[tuple[str, AttackEntry, Any]]:
             label = attack_label(entry) + point_label(entry, values)
             yield label, entry, plugin
             trains = isinstance(plugin, PlanningAttack) or plugin.LEARNS
+            trains &= plugin.THREAT_MODEL != "BB-adaptive"  # it adapts already
             if experiment.adaptive and not entry.adaptive and trains:
                 yield f"{label} adaptive", entry.model_copy(update={"adaptive": True}), plugin
 
@@ -175,6 +190,9 @@ def _cells(
                 continue
             if attack.adaptive and not answers.defenses:
                 continue  # an own copy of no defense is the same attack again
+            if (found := data_attack(case, answers, plugin, attack, entry.judge)) is not None:
+                yield Cell(kind=found[0], attack=name, task=found[1], **about)
+                continue
             own = own_models(case, stages, plugin, attack, entry.judge)
             task = RunAttack(
                 seed=case.seed,

@@ -1,0 +1,10 @@
+"""How tests share the machine when several run at once (`pytest -n 2 --dist loadgroup`)."""
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start Ray run one after another: each takes all cores."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
