@@ -38,7 +38,13 @@ def everything() -> dict:
     """Every defense that can be had by its name alone, and every attack."""
     leaky = {"aeppt"} & set(plugins.names("defenses"))
     defenses = [name for name in plugins.names("defenses") if name not in leaky]
-    return {"defenses": defenses, "attacks": plugins.names("attacks"), "adaptive": True}
+    # Those for images have no place on these records, and these no attribute to infer.
+    attacks = [
+        name
+        for name, cls in ((name, plugins.attack(name)) for name in plugins.names("attacks"))
+        if "binary" in cls.KINDS and plugins.aim(cls) != "attribute"
+    ]
+    return {"defenses": defenses, "attacks": attacks, "adaptive": True}
 
 
 def test_settings_are_the_same_for_every_seed_and_differ_for_everything_else(place):
