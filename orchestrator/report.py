@@ -62,7 +62,8 @@ def print_results(
         for view, show in (("inversion", print_inversion), ("attribute", print_attribute)):
             if view in set(here["kind"]):
                 found = tables.frame(view, experiment.name, form)
-                show(console, found[found["dataset"] == name], labels, name, seeds)
+                if (found["dataset"] == name).any():
+                    show(console, found[found["dataset"] == name], labels, name, seeds)
         of_class = gates[(gates["gate"] == "class") & (gates["dataset"] == name)]
         _print_gates(console, tested[tested["dataset"] == name], of_class)
         if entry.judge == "untrained":
