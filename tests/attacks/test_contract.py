@@ -263,3 +263,52 @@ def test_nothing_is_found_where_nothing_is(attack: Attack, worlds: Any) -> None:
     scores, is_member = worlds(attack, independent=True).run(attack)
     # Four standard deviations of the AUC under chance, 300 records a side.
     assert abs(roc_auc_score(is_member, scores) - 0.5) < 4 * np.sqrt(601 / (12 * 300 * 300))
+
+
+def made_of(attack: Attack, world: Any, answers: Any, *, seed: int = 0, **options: Any) -> Any:
+    """What an attack on something other than membership makes of answers."""
+    if METHODS[inspect.getmodule(type(attack)).__name__.split(".")[-1]] == ["reconstruct"]:
+        return attack.reconstruct(answers, world.knowledge(attack, seed, **options), seed=seed)
+    rows = world.parts["fit"]
+    values = (world.x[rows].reshape(len(rows), -1)[:, 0] > 0).astype(np.int64)
+    own = world.service(attack.ACCESS, **options)(world.x[rows])
+    return attack.infer(answers, own, values, num_values=2, seed=seed)
+
+
+@pytest.fixture(params=[name for name in FILES if METHODS[name] != ["score"]])
+def other_attack(request: Any) -> Attack:
+    return small(request.param)
+
+
+def test_others_give_the_same_bits_again_and_leave_no_trace(
+    other_attack: Attack, worlds: Any
+) -> None:
+    world = worlds(other_attack, per_side=120)
+    answers = world.service()(world.x[world.parts["eval"]])
+    numpy_state, before = str(np.random.get_state()), answers.tobytes()  # noqa: NPY002
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    first, again = (made_of(other_attack, world, answers, seed=3) for _ in range(2))
+    assert len(first) == len(answers)
+    assert first.dtype == np.float64
+    assert np.isfinite(first).all()
+    assert first.tobytes() == again.tobytes()
+    assert answers.tobytes() == before
+    assert str(np.random.get_state()) == numpy_state  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert random.getstate() == python_state
+    alone = made_of(other_attack, world, answers[4:5], seed=3)
+    np.testing.assert_allclose(alone[0], first[4], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_classes", [2, 530])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_others_read_any_rows(
+    other_attack: Attack, worlds: Any, num_classes: int, scale: float
+) -> None:
+    world = worlds(other_attack, num_classes=num_classes, per_side=60)
+
+    def defend(confidence: Any) -> Any:
+        return confidence * scale
+
+    answers = world.service(defend=defend)(world.x[world.parts["eval"]])
+    assert np.isfinite(made_of(other_attack, world, answers, defend=defend)).all()
