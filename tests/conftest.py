@@ -1,6 +1,13 @@
 """How tests share the machine when several run at once (`pytest -n 2 --dist loadgroup`)."""
 
+import os
+
 import pytest
+
+
+def pytest_configure() -> None:
+    """Without a terminal there is no width, though xdist tells its workers one of 80 columns."""
+    os.environ.pop("COLUMNS", None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
