@@ -335,6 +335,11 @@ class Attack(BaseModel):
         return ""
 
     @property
+    def adapts(self) -> bool:
+        """Whether it has an adaptive form: it learns from known records, or trains models."""
+        return self.LEARNS or isinstance(self, Planning)
+
+    @property
     def foreign_datasets(self) -> tuple[str, ...]:
         """Names of other datasets that `trainings` trains on."""
         return ()

@@ -73,6 +73,11 @@ class MlLeaks(Attack):
         return self
 
     @property
+    def adapts(self) -> bool:
+        """Adversary 3 trains nothing."""
+        return self.adversary != 3
+
+    @property
     def foreign_datasets(self) -> tuple[str, ...]:
         """The dataset of adversary 2."""
         return () if self.transfer_from is None else (self.transfer_from,)

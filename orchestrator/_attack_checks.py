@@ -1,6 +1,7 @@
 """The attacks of an experiment file against what there is: plugins, defenses, records."""
 
 import itertools
+import math
 from collections.abc import Generator, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from attacks.base import Planning as PlanningAttack
 from orchestrator._plugin_fields import faults, fields, repeated, suffixes
 from orchestrator._problem import Problem, nearest
 from orchestrator.attacker import rows_for_shadow
-from orchestrator.config import AttackEntry, DatasetEntry, attack_label, grid_points
+from orchestrator.config import MOST_POINTS, AttackEntry, DatasetEntry, attack_label, grid_points
+from orchestrator.plan import adapts_besides
 from storage import datasets
 from tasks import plugins
 
@@ -54,7 +56,14 @@ def attack_problems(
             yield from _foreign(cls, entry, path, asked.preset, readable, data_dir)
             if entry.shadow_data == "population":
                 yield from _population(entry, path, asked.seed, readable)
-        labels += [(path, attack_label(entry) + suffix) for suffix in suffixes(entry)]
+        mine = [attack_label(entry) + suffix for suffix in suffixes(entry)]
+        if asked.adaptive and cls is not None:
+            also = any(
+                adapts_besides(made, entry)
+                for made in _made(cls, entry, entry.preset or asked.preset)
+            )
+            mine += [f"{label} adaptive" for label in mine] if also else []
+        labels += [(path, label) for label in mine]
     yield from repeated(labels, "drop it, or give it a label of its own")
 
 
@@ -83,11 +92,16 @@ def _of_class(
     if readable and not met:
         kinds = " and ".join(sorted({dataset.kind for _, dataset in readable}))
         message = (
-            f"{entry.name} works on records that are {' or '.join(sorted(cls.KINDS))}, and those "
-            f"of this experiment are {kinds}; drop it"
+            f"{entry.name} works on {' or '.join(sorted(cls.KINDS))} records, and those of this "
+            f"experiment are {kinds}; drop it"
         )
         yield Problem(path, message)
-    if trains or cls.LEARNS:
+    if entry.adaptive and entry.fit_on == "clean":
+        message = (
+            "an adaptive attacker fits on its own defended copy, not on clean answers; drop one"
+        )
+        yield Problem(f"{path}.fit_on", message)
+    if any(made.adapts for made in _made(cls, entry, entry.preset or asked.preset)):
         return
     why = f"{entry.name} learns nothing and trains no models, so "
     if entry.adaptive:
@@ -95,6 +109,19 @@ def _of_class(
         yield Problem(f"{path}.adaptive", message)
     if entry.shadow_data == "population":
         yield Problem(f"{path}.shadow_data", f"{why}it has no use for a shadow; drop this key")
+
+
+def _made(cls: type[Attack], entry: AttackEntry, preset: str) -> list[Attack]:
+    """The attack at every point of its grid that can be made; what cannot is told elsewhere."""
+    made = []
+    for values in (
+        grid_points(entry) if math.prod(map(len, entry.grid.values())) <= MOST_POINTS else ()
+    ):
+        try:
+            made.append(cls.model_validate({**cls.PRESETS.get(preset, {}), **values}))
+        except ValidationError:
+            continue
+    return made
 
 
 def _foreign(
@@ -107,14 +134,8 @@ def _foreign(
 ) -> Iterator[Problem]:
     """Whether the other datasets an attack trains on can be had, and are others."""
     own = {dataset.content_hash: given.name for given, dataset in readable}
-    wanted: dict[str, None] = {}
-    for values in grid_points(entry):
-        fields = {**cls.PRESETS.get(entry.preset or preset, {}), **values}
-        try:
-            wanted |= dict.fromkeys(cls.model_validate(fields).foreign_datasets)
-        except ValidationError:
-            continue  # told by `fields`
-    for name in wanted:
+    made = _made(cls, entry, entry.preset or preset)
+    for name in dict.fromkeys(name for attack in made for name in attack.foreign_datasets):
         try:
             foreign = DatasetEntry(name=name)
             loaded = datasets.load(foreign.source, data_dir)

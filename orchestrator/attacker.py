@@ -15,7 +15,7 @@ from storage import splits
 from tasks import plugins
 from tasks.answers import Answers
 from tasks.base import Rows, Task, random_generator, stream
-from tasks.knowledge import ForeignRecords, known_rows
+from tasks.knowledge import ForeignRecords, distinct, known_rows
 from tasks.train_target import TrainTarget
 
 __all__ = ["AttackerOutline", "Own", "own_models", "rows_for_shadow"]
@@ -63,7 +63,8 @@ def own_models(
     if not _wants_own_copy(plugin, entry):
         return Own()
     # The records that set threshold and sign are kept from the copy.
-    rows = case.divided.known(judge)[0] if held is None else held.array
+    fit = case.divided.known(judge)[0]
+    rows = distinct(fit, case.divided) if held is None else held.array
     order = random_generator(case.seed, "attack.own_copy").permutation(len(rows))
     rows = np.sort(rows)[order]
     share_in, share_out = (_IN, _OUT) if defended else (0.5, 0.5)
@@ -85,16 +86,16 @@ def rows_for_shadow(split: splits.Split, seed: int, *, defended: bool) -> NDArra
     Raises:
         ValueError: if the population is too small.
     """
-    num_members = len(split.members)
+    num_members, population = len(split.members), distinct(split.population, split)
     wanted = round(num_members / (_IN if defended else 0.5))
-    if len(split.population) < wanted:
+    if len(population) < wanted:
         raise ValueError(
             f"'population' takes {wanted} records of no role, so that a shadow model is as large "
-            f"as the target ({num_members}); the split leaves {len(split.population)}: make its "
+            f"as the target ({num_members}); the split leaves {len(population)}: make its "
             "roles smaller, or use 'known'"
         )
-    order = random_generator(seed, "attack.shadow_data").permutation(len(split.population))
-    return np.sort(np.sort(split.population)[order[:wanted]])
+    order = random_generator(seed, "attack.shadow_data").permutation(len(population))
+    return np.sort(population[order[:wanted]])
 
 
 @dataclass(frozen=True)

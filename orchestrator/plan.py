@@ -1,11 +1,12 @@
 """An experiment as tasks, deduplicated by key."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from attacks.base import Planning as PlanningAttack
+from attacks.base import Attack
 from orchestrator.attacker import own_models
 from orchestrator.config import (
     AttackEntry,
@@ -23,7 +24,7 @@ from orchestrator.defended import Case, Stage, deploy
 from orchestrator.references import reference_from
 from storage import datasets
 from tasks import architectures, plugins
-from tasks.base import Task
+from tasks.base import Task, canonical
 from tasks.check_split import CheckSplit
 from tasks.effort import ChooseEffort
 from tasks.measure_utility import MeasureUtility
@@ -32,7 +33,7 @@ from tasks.reference import ReferenceFrom
 from tasks.run_attack import RunAttack
 from tasks.worst_case import WorstCase
 
-__all__ = ["Cell", "Plan", "make_plan"]
+__all__ = ["Cell", "Plan", "adapts_besides", "make_plan"]
 
 
 @dataclass(frozen=True)
@@ -155,10 +156,15 @@ def _attacks(experiment: Experiment) -> Iterator[tuple[str, AttackEntry, Any]]:
             plugin = cls.model_validate(fields)
             label = attack_label(entry) + point_label(entry, values)
             yield label, entry, plugin
-            trains = isinstance(plugin, PlanningAttack) or plugin.LEARNS
-            trains &= plugin.THREAT_MODEL != "BB-adaptive"  # it adapts already
-            if experiment.adaptive and not entry.adaptive and trains:
+            if experiment.adaptive and adapts_besides(plugin, entry):
                 yield f"{label} adaptive", entry.model_copy(update={"adaptive": True}), plugin
+
+
+def adapts_besides(plugin: Attack, entry: AttackEntry) -> bool:
+    """Whether `adaptive: true` of the experiment adds an adaptive form to this attack."""
+    # Of BB-adaptive the one form adapts; who fits on clean answers ignores the defense.
+    already = entry.adaptive or plugin.THREAT_MODEL == "BB-adaptive" or entry.fit_on == "clean"
+    return plugin.adapts and not already
 
 
 def _cells(
@@ -208,7 +214,9 @@ def _cells(
                 held=own.held,
             )
             if experiment.retry and answers.defenses and plugin.harder():
-                effort = efforts.setdefault((label, name), ChooseEffort(case.seed, task))
+                identity = [canonical(plugin), attack.adaptive, attack.fit_on, attack.shadow_data]
+                place = (label, json.dumps(identity, sort_keys=True))
+                effort = efforts.setdefault(place, ChooseEffort(case.seed, task))
                 task = replace(task, effort=effort)
             yield Cell(kind="attack", attack=name, task=task, **about)
 

@@ -20,7 +20,7 @@ from tasks.service import Model, Query
 if TYPE_CHECKING:
     from tasks.run_attack import ShadowModels
 
-__all__ = ["ForeignRecords", "Held", "Knowledge", "known_rows"]
+__all__ = ["ForeignRecords", "Held", "Knowledge", "distinct", "known_rows"]
 
 # Threat models of methods.md section 1 that are told who is a member among some records.
 _TOLD = frozenset({"BB-score", "BB-label", "BB-adaptive", "BB-defense-white"})
@@ -56,7 +56,7 @@ class Held:
         """What an attacker holds of a division, its models being trained on `rows` if given."""
         fit_rows, fit_member, cal_rows, cal_member = split.known(judge)
         known = known_rows(split, judge)
-        held = np.union1d(known, split.population)
+        held = np.concatenate([fit_rows, cal_rows, split.population])
         return cls(
             told=(
                 Known(dataset.x(fit_rows), dataset.y[fit_rows], fit_member),
@@ -242,9 +242,18 @@ class _Snapshot:
 
 
 def known_rows(split: splits.Split, judge: splits.Judge) -> NDArray[np.int64]:
-    """Every row whose membership the attacker is told, to fit on and to calibrate on, sorted."""
+    """The rows whose membership the attacker is told, one of each set of equal records, sorted.
+
+    Two equal records on different sides of a model the attacker trains would have wrong labels.
+    """
     fit_rows, _, cal_rows, _ = split.known(judge)
-    return np.sort(np.concatenate([fit_rows, cal_rows]))
+    return distinct(np.concatenate([fit_rows, cal_rows]), split)
+
+
+def distinct(rows: NDArray[np.int64], split: splits.Split) -> NDArray[np.int64]:
+    """The first of each set of equal records among `rows`, sorted."""
+    rows = np.sort(rows)
+    return rows[np.sort(np.unique(split.groups[rows], return_index=True)[1])]
 
 
 def _records(

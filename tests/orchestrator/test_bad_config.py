@@ -213,6 +213,21 @@ def test_an_experiment_that_is_not_there_as_a_process_of_its_own(place: Any) -> 
             {"attacks": [{"name": "ml_leaks", "adversary": 2}]},
             ["attacks[0]", "adversary is 2", "takes the name of another dataset"],
         ),
+        (
+            {"attacks": [{"name": "ml_leaks", "adversary": 3, "adaptive": True}]},
+            ["attacks[0].adaptive", "no adaptive form"],
+        ),
+        (attack(fit_on="clean", adaptive=True), ["attacks[0].fit_on", "drop one"]),
+        (
+            {
+                "adaptive": True,
+                "attacks": [
+                    {"name": "nsh", "label": "a"},
+                    {"name": "ml_leaks", "label": "a adaptive"},
+                ],
+            },
+            ["attacks[1]", "'a adaptive'", "label of its own"],
+        ),
         ({"attacks": ["boundary"]}, ["attacks[0]", "image", "binary", "drop it"]),
         ({"retry": "yes"}, ["retry", "true or false", "'yes'"]),
         (dataset(judge="untrained"), ["datasets[0].split", "split.untrained", "10 or more"]),

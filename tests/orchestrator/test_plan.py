@@ -303,6 +303,44 @@ def test_a_shadow_on_another_dataset_is_trained_on_that_alone(plan: Any) -> None
     assert [type(d).__name__ for d in copy.defenses] == ["OneHot"]
 
 
+def test_equal_records_are_on_one_side_of_an_own_copy(plan: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(2, size=(300, 30)).repeat(2, axis=0)
+    path = tmp_path / "twice.npz"
+    np.savez(path, x=x, y=(x[:, 0] + 2 * x[:, 1]).astype(np.int64))
+    sizes = {"members": 200, "reference": 100, "nonmembers": 200}
+    data = {"name": "twice", "path": str(path), "split": sizes}
+    keys = {"datasets": [data], "defenses": ["onehot"], "adaptive": True}
+    made = plan(**keys, attacks=["nsh", "ml_leaks"])
+    tasks_of = dict(named(made))
+    copy, out = tasks_of["nsh adaptive"].own_copy, tasks_of["nsh adaptive"].own_copy_out
+    sides = [copy.target.rows.array, copy.target.reference.array, out.array]
+    every = x[np.concatenate(sides)]
+    assert len(np.unique(every, axis=0)) == len(every)
+    shadow = tasks_of["ml_leaks"].trainings[0]
+    assert len(np.unique(x[shadow.rows.array], axis=0)) == len(shadow.rows)
+
+
+def test_what_adapts_already_or_not_at_all_has_no_adaptive_form(plan: Any) -> None:
+    attacks = [
+        "gap",
+        {"name": "ml_leaks", "adversary": 3},
+        {"name": "metric", "fit_on": "clean"},
+        {"name": "swap_probe"},
+    ]
+    made = plan(defenses=["purifier"], attacks=attacks, adaptive=True)
+    assert not [name for name, _ in named(made) if name.endswith("adaptive")]
+    assert len(named(made)) == 4
+
+
+def test_efforts_are_of_the_attack_and_not_of_its_label(plan: Any) -> None:
+    attacks = [{"name": "nsh", "label": "one"}, {"name": "nsh", "label": "two", "epochs": 7}]
+    made = plan(defenses=["onehot"], attacks=attacks, retry=True, seeds=[0, 1])
+    for _, task in named(made):
+        assert task.effort.first.attack == task.attack
+    assert len(tasks(made, "ChooseEffort")) == 2
+
+
 def test_weak_attacks_are_tried_harder_once_for_all_seeds(plan: Any) -> None:
     keys = {"defenses": ["none", "onehot"], "attacks": ["gap", "nsh"], "seeds": [3, 4]}
     made = plan(**keys, retry=True)
