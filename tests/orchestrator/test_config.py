@@ -65,7 +65,7 @@ def changed(**keys: Any) -> dict[str, Any]:
 
 def test_a_valid_file_loads_and_what_it_resolves_to_loads_as_the_same(tmp_path: Path) -> None:
     experiment = load(tmp_path, VALID)
-    assert experiment.attacks[1].params == {"adversary": 3}
+    assert experiment.attacks[1].params == {"hidden": 8}
     assert load(tmp_path, experiment.resolved()) == experiment
 
 
