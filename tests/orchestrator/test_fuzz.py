@@ -38,7 +38,7 @@ VALID: dict[str, Any] = {
     ],
     "attacks": [
         "gap",
-        {"name": "ml_leaks", "adversary": 3, "adaptive": True},
+        {"name": "ml_leaks", "hidden": 8, "adaptive": True},
         {"name": "lira", "num_shadows": 6},
         {"name": "nsh", "grid": {"width": [0.5, 1.0]}, "fit_on": "clean"},
     ],
