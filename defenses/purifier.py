@@ -103,6 +103,13 @@ class Purifier(Defense):
     )
     neighbours: int = Field(1, ge=1, description="k: half of the k nearest must be within radius")
     candidates: int = Field(8, ge=1, description="neighbours measured again in float64")
+    noise_scale: float = Field(
+        1.0,
+        ge=0,
+        description="of the latent noise of an answer, in units of the encoder's deviation; "
+        "0 answers at the latent mean",
+        json_schema_extra={"added": True},
+    )
     target_label: Literal["second", "random_offset"] = Field(
         "second",
         description="exchange the top score with the second, or with that of a class drawn once "
@@ -257,7 +264,7 @@ class Purifier(Defense):
         if matched_N is not None and (self.order == "new" or not self.reformer):
             released_NC[matched_N] = exchanged(released_NC[matched_N], offset_N)
         if self.reformer:
-            xi_NL = noise.normal((len(c_NC), self.latent))
+            xi_NL = self.noise_scale * noise.normal((len(c_NC), self.latent))
             released_NC = reform(released_NC, xi_NL, _parameters(state), self._recipe)
             if matched_N is not None and self.order == "old":
                 released_NC[matched_N] = exchanged(released_NC[matched_N], offset_N)

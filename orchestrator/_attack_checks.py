@@ -13,7 +13,7 @@ from attacks.base import Planning as PlanningAttack
 from orchestrator._plugin_fields import faults, fields, repeated, suffixes
 from orchestrator._problem import Problem, nearest
 from orchestrator.attacker import rows_for_shadow
-from orchestrator.config import MOST_POINTS, AttackEntry, DatasetEntry, attack_label, grid_points
+from orchestrator.entries import MOST_POINTS, AttackEntry, DatasetEntry, attack_label, grid_points
 from orchestrator.plan import adapts_besides
 from storage import datasets
 from tasks import plugins

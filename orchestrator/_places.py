@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from orchestrator.plan import Cell, Plan
+from tasks.base import Task
 
 _MOST_LISTED = 3
 
@@ -11,19 +12,27 @@ class Places:
     """Names tasks as their experiment does: by the labels of what rests on them."""
 
     def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+        self._tasks: dict[str, Task] = {}
         self._users: dict[str, list[str]] = {}
-        for key, task in plan.tasks.items():
-            for needed in task.inputs:
-                self._users.setdefault(needed.key, []).append(key)
         self._cells: dict[str, list[Cell]] = {}
+        self._labels: set[str] = set()
+        self.add(plan)
+
+    def add(self, plan: Plan) -> None:
+        """Also name the tasks of another plan of the same experiment."""
+        for key, task in plan.tasks.items():
+            if key not in self._tasks:
+                self._tasks[key] = task
+                for needed in task.inputs:
+                    self._users.setdefault(needed.key, []).append(key)
         for cell in plan.cells:
-            self._cells.setdefault(cell.task.key, []).append(cell)
-        self._labels = {cell.label for cell in plan.cells if cell.label}
+            at = self._cells.setdefault(cell.task.key, [])
+            at += [cell] if cell not in at else []
+        self._labels |= {cell.label for cell in plan.cells if cell.label}
 
     def named(self, key: str) -> str:
         """A task in words: what it is, of what dataset and seed, for which defenses and attacks."""
-        task = self._plan.tasks[key]
+        task = self._tasks[key]
         cells = self._cells.get(key) or self._served(key)
         words = [f"{task.kind} {task.name}".rstrip(), f"{task.dataset} seed {task.seed}"]
         labels = list(dict.fromkeys(cell.label for cell in cells if cell.label))
@@ -43,7 +52,7 @@ class Places:
             above = [user for user in self._users.get(open_.pop(), ()) if user not in seen]
             seen.update(above)
             open_.extend(above)
-        cells = (cell for user in self._plan.tasks if user in seen for cell in self._at(user))
+        cells = (cell for user in self._tasks if user in seen for cell in self._at(user))
         return [cell for cell in cells if cell.kind not in ("worst", "check")]
 
     def _at(self, key: str) -> Sequence[Cell]:

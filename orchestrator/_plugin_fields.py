@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from attacks.base import Attack
 from orchestrator._problem import Problem
 from orchestrator._wording import field_problem, kind_problems
-from orchestrator.config import MOST_POINTS, AttackEntry, DefenseEntry, grid_points, point_label
+from orchestrator.entries import MOST_POINTS, AttackEntry, DefenseEntry, grid_points, point_label
 from tasks.base import canonical
 
 __all__ = ["endless", "faults", "fields", "repeated", "suffixes"]

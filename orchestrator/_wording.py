@@ -6,11 +6,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from orchestrator.config import (
+from orchestrator.config import Experiment
+from orchestrator.entries import (
     BY_COLUMN,
     BY_SIZES,
     DatasetEntry,
-    Experiment,
     Generator,
     ReferenceEntry,
     SplitColumn,

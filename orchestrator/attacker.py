@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks.base import Planning as PlanningAttack
-from orchestrator.config import AttackEntry
 from orchestrator.defended import Case, Stage, deploy, shadow
+from orchestrator.entries import AttackEntry
 from storage import splits
 from tasks import plugins
 from tasks.answers import Answers
@@ -55,7 +55,7 @@ def own_models(
     defended = bool(entry.adaptive and own)
     held = None
     if entry.shadow_data == "population":
-        held = Rows(rows_for_shadow(case.divided, case.seed, defended=defended))
+        held = Rows(rows_for_shadow(case.divided, case.seed, defended=defended, judge=judge))
     outline = AttackerOutline(case, own, judge, entry.adaptive, held)
     if isinstance(plugin, PlanningAttack):
         seed = stream(case.seed, f"attack.fit/{plugins.plugin_name(plugin)}")
@@ -80,12 +80,16 @@ def own_models(
     return Own(own_copy=copy, own_copy_out=Rows(rows_out), held=held)
 
 
-def rows_for_shadow(split: splits.Split, seed: int, *, defended: bool) -> NDArray[np.int64]:
+def rows_for_shadow(
+    split: splits.Split, seed: int, *, defended: bool, judge: splits.Judge = "members"
+) -> NDArray[np.int64]:
     """Rows of the population, enough that a shadow trained on its part is as large as the target.
 
     Raises:
-        ValueError: if the population is too small.
+        ValueError: if the population is too small, or the judge's attacker has none.
     """
+    if judge == "defender":
+        raise ValueError("a defender has no population (judge: defender); use 'known'")
     num_members, population = len(split.members), distinct(split.population, split)
     wanted = round(num_members / (_IN if defended else 0.5))
     if len(population) < wanted:
@@ -115,8 +119,8 @@ class AttackerOutline:
 
     @cached_property
     def population_rows(self) -> NDArray[np.int64]:
-        """Rows of no role, which the attacker holds too."""
-        return np.sort(self.case.divided.population)
+        """Rows of no role, which the attacker holds too; none if it is the defender."""
+        return np.sort(self.case.divided.population_of(self.judge))
 
     @property
     def num_members(self) -> int:

@@ -13,17 +13,17 @@ from defenses.base import Defense
 from orchestrator._attack_checks import Asked, attack_problems
 from orchestrator._plugin_fields import endless, fields, repeated, suffixes
 from orchestrator._wording import field_problem, kind_problems, problem_of
-from orchestrator.config import (
+from orchestrator.config import Experiment
+from orchestrator.data_attacks import data_problems
+from orchestrator.entries import (
     AttackEntry,
     DatasetEntry,
     DefenseEntry,
-    Experiment,
     Preset,
     TargetEntry,
     called,
     chain_label,
 )
-from orchestrator.data_attacks import data_problems
 from orchestrator.references import reference_problems
 from orchestrator.source import ConfigError, Problem, read
 from storage import datasets
@@ -120,6 +120,7 @@ def check(raw: Mapping[str, Any], data_dir: Path | None) -> list[Problem]:
     mine = {name for parsed in parts.chains for name in called([e for _, e in parsed.stages])}
     asked = Asked(parts.attacks, parts.preset, parts.adaptive, parts.seeds[0])
     problems += attack_problems(asked, mine, readable, data_dir)
+    problems += _not_owned(parts.attacks, [entry for entry, _ in readable])
     problems += data_problems(parts.attacks, parts.seeds[0], readable)
     return problems
 
@@ -205,12 +206,32 @@ def _divide(entry: DatasetEntry, dataset: datasets.Dataset, seed: int) -> None:
         none = f"the column {task.column.column} names none; give sizes" if task.column else ""
         raise ValueError(f"judge: untrained needs fresh records, {none or has}")
     split = task.divide(dataset)
-    fit, _, cal, _ = split.known(entry.judge)
-    for part, rows in (("to fit on", fit), ("to calibrate on", cal)):
-        if len(rows) < _SMALLEST_PART:
+    _, fit_member, _, cal_member = split.known(entry.judge)
+    for part, is_member in (("to fit on", fit_member), ("to calibrate on", cal_member)):
+        if len(is_member) < _SMALLEST_PART:
             raise ValueError(f"leaves an attacker no records {part}; make it larger")
+        if entry.judge == "defender" and len(set(is_member)) < 2:
+            side = "reference" if is_member.all() else "members"
+            raise ValueError(
+                f"leaves the defender's attacker no {side} {part} (judge: defender divides members "
+                f"and reference once more); make {side} larger"
+            )
     if not len(split.judged(entry.judge)[0]):
         raise ValueError("leaves no distinct records to judge; make it larger")
+
+
+def _not_owned(
+    attacks: Sequence[tuple[str, AttackEntry]], entries: Sequence[DatasetEntry]
+) -> Iterator[Problem]:
+    """Records that no attack has where a defender judges by what it owns itself."""
+    names = [entry.name for entry in entries if entry.judge == "defender"]
+    for path, attack in attacks:
+        if names and attack.shadow_data == "population":
+            message = (
+                f"'{names[0]}' is judged by its defender (judge: defender), who has members and "
+                "reference but no population; use 'known', or judge members"
+            )
+            yield Problem(f"{path}.shadow_data", message)
 
 
 def _target(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator import cli_ask, cli_care, cli_data
+from orchestrator import cli_ask, cli_care, cli_data, cli_tune, cli_ui
 from orchestrator._console import (
     DEFAULT_STORE,
     FAILED,
@@ -145,10 +145,10 @@ def run(
         data_dir, root = find_data_dir(data_dir), find_store(store)
         experiment = load(name, overrides, data_dir)
         from orchestrator.figures import inversion_figures
+        from orchestrator.loop import Options
         from orchestrator.progress import for_console
         from orchestrator.report import print_results
         from orchestrator.resume import Store
-        from orchestrator.run import Options
         from orchestrator.run import run as run_experiment
 
         options = Options(
@@ -196,8 +196,17 @@ def plan(
 
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
-    *(run, plan, cli_ask.status, cli_ask.timeline, cli_ask.query, cli_ask.history, cli_ask.show),
-    *(cli_care.gc, cli_care.doctor),
+    *(
+        run,
+        plan,
+        cli_tune.tune,
+        cli_ask.status,
+        cli_ask.timeline,
+        cli_ask.query,
+        cli_ask.history,
+        cli_ask.show,
+    ),
+    *(cli_care.gc, cli_care.doctor, cli_ui.ui),
 )
 for command in _COMMANDS:
     add(app, command)

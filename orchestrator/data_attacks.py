@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator._problem import Problem, nearest
-from orchestrator.config import AttackEntry, DatasetEntry
 from orchestrator.defended import Case
+from orchestrator.entries import AttackEntry, DatasetEntry
 from storage import datasets, splits
 from tasks import architectures, plugins
 from tasks.answers import Answers

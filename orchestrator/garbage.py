@@ -69,7 +69,8 @@ def survey(store: Store, data_dir: Path | None, forgotten: Sequence[str] = ()) -
             except Exception as error:  # a plugin may raise anything; then its needs are not known
                 title = form.experiment if form.current else form.title
                 unplanned[title] = str(error) or type(error).__name__
-    trials = _followed(store, store.tables.frame("trials")["task_key"].dropna(), set())
+    of_trials = store.tables.frame("trials")["task_keys"].dropna()
+    trials = _followed(store, (key for keys in of_trials for key in keys), set())
     needed = trials.union(*needs.values())
     artifacts = [piece for piece in pieces if piece.what == "artifact" and piece.key in needed]
     loose = [piece for piece in pieces if not piece.key or piece.key not in needed]

@@ -22,7 +22,7 @@ from storage.tracking import (
     set_aside,
 )
 
-__all__ = ["History", "rebuild"]
+__all__ = ["History", "rebuild", "trial_run"]
 
 _CLOSE_S = 60.0
 # Columns that a later run may change, or that say of an experiment what the settings say too.
@@ -55,9 +55,13 @@ class History:
         labelled = _once(
             {**row, **shown} for row in rows for shown in self._labels.get(str(row["task_key"]), ())
         )
-        if labelled:
-            self._handed.update((row["task_key"], row["label"]) for row in labelled)
-            self._sender().put(labelled)
+        self.hand_over(labelled)
+
+    def hand_over(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Send rows that have their label soon, without waiting."""
+        if rows:
+            self._handed.update((row["task_key"], row["label"]) for row in rows)
+            self._sender().put(rows)
 
     def close(self) -> list[str]:
         """Send what waits from earlier runs too; gives warnings for the person."""
@@ -133,7 +137,8 @@ def rebuild(
         OSError: the store's own database is damaged and cannot be moved away.
     """
     tables, address = store.tables, uri or default_uri(store.root)
-    known = sorted(set(tables.frame("cells")["experiment"]))
+    asked = (tables.frame(table)["experiment"].dropna() for table in ("cells", "trials"))
+    known = sorted({name for names in asked for name in names})
     if name is not None and name not in known:
         raise ValueError(f"{tables.root} has no experiment '{name}'{nearest(name, known)}")
     said = _set_aside(store, thorough=True) if uri is None else None
@@ -170,8 +175,21 @@ def _set_aside(store: Store, *, thorough: bool) -> str | None:
 def _rows(tables: Tables, experiment: str) -> list[dict[str, Any]]:
     # A cell's status may still change; a row that is there is done.
     frames = (tables.frame(view, experiment).drop(columns=_OF_CELLS) for view in RESULTS)
-    rows = (row for frame in frames for row in frame.to_dict("records"))
-    return _once({str(name): value for name, value in row.items()} for row in rows)
+    rows = [_named(row) for frame in frames for row in frame.to_dict("records")]
+    trials = tables.frame("trials")
+    ended = (trials["experiment"] == experiment) & (trials["state"] != "running")
+    return _once([*rows, *(trial_run(_named(row)) for row in trials[ended].to_dict("records"))])
+
+
+def _named(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(name): value for name, value in row.items()}
+
+
+def trial_run(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the trials as a run of the history, told from others by the trial's own key."""
+    left_out = ("key", "experiment", "task_keys", "number")
+    run = {name: value for name, value in row.items() if name not in left_out}
+    return {**run, "task_key": row["key"], "trial": int(row["number"])}
 
 
 def _once(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

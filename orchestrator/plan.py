@@ -8,19 +8,19 @@ from typing import Any, cast
 
 from attacks.base import Attack
 from orchestrator.attacker import own_models
-from orchestrator.config import (
+from orchestrator.config import Experiment
+from orchestrator.data_attacks import data_attack
+from orchestrator.defended import Case, Stage, deploy
+from orchestrator.entries import (
     AttackEntry,
     DatasetEntry,
     DefenseEntry,
-    Experiment,
     attack_label,
     called,
     chain_label,
     grid_points,
     point_label,
 )
-from orchestrator.data_attacks import data_attack
-from orchestrator.defended import Case, Stage, deploy
 from orchestrator.references import reference_from
 from storage import datasets
 from tasks import architectures, plugins
@@ -33,7 +33,7 @@ from tasks.reference import ReferenceFrom
 from tasks.run_attack import RunAttack
 from tasks.worst_case import WorstCase
 
-__all__ = ["Cell", "Plan", "adapts_besides", "make_plan"]
+__all__ = ["Cell", "Plan", "adapts_besides", "make_plan", "plan_of"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,6 @@ class Plan:
 
 def make_plan(experiment: Experiment, data_dir: Path | None) -> Plan:
     """All tasks of a checked experiment; trains nothing, writes nothing."""
-    tasks: dict[str, Task] = {}
     cells: list[Cell] = []
     for entry in experiment.datasets:
         dataset = datasets.load(entry.source, data_dir)
@@ -78,6 +77,12 @@ def make_plan(experiment: Experiment, data_dir: Path | None) -> Plan:
             case = _case(experiment, entry, dataset, seed, data_dir)
             mine += _cells(experiment, entry, case, chains, listed, efforts)
         cells += [*mine, *_worst_cells(mine)]
+    return plan_of(experiment, cells)
+
+
+def plan_of(experiment: Experiment, cells: Sequence[Cell]) -> Plan:
+    """A plan of these cells alone, and what they need."""
+    tasks: dict[str, Task] = {}
     for cell in cells:
         _collect(cell.task, tasks)
     return Plan(experiment, tasks, tuple(cells))
@@ -188,7 +193,9 @@ def _cells(
             "defense": answers.columns()["defense"],
             "preset": preset,
         }
-        utility = MeasureUtility(seed=case.seed, answers=answers, baseline=baseline)
+        # Under every other judge the utility is one and the same task.
+        on = entry.judge if entry.judge == "defender" else "members"
+        utility = MeasureUtility(seed=case.seed, answers=answers, baseline=baseline, judge=on)
         yield Cell(kind="utility", attack="", task=utility, **about)
         for name, attack, plugin in listed:
             made_for = attack.against or plugin.AGAINST

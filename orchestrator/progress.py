@@ -45,17 +45,25 @@ class _Count:
         self.running: dict[str, tuple[Task, float]] = {}
         self.began = time.monotonic()
         self.places: Places | None = None
+        self.known: set[str] = set()
 
-    def begin(self, prepared: Prepared) -> None:
-        tasks, self.places = prepared.plan.tasks, Places(prepared.plan)
-        self.total, self.cached = len(prepared.needed), len(tasks) - len(prepared.needed)
-        for key in prepared.needed:
+    def add(self, prepared: Prepared) -> None:
+        """Tasks to be done, the first or more of them; what is known is not counted again."""
+        tasks = prepared.plan.tasks
+        if self.places is None:
+            self.places, self.began = Places(prepared.plan), time.monotonic()
+        else:
+            self.places.add(prepared.plan)
+        new = [key for key in prepared.needed if key not in self.known]
+        self.total += len(new)
+        self.cached += len(tasks.keys() - self.known - set(new))
+        self.known |= tasks.keys()
+        for key in new:
             like = (tasks[key].kind, tasks[key].name)
             self.open[like] += 1
             self.expected[like] = prepared.seconds[key]
-        self.left = Counter(tasks[key].kind for key in prepared.needed)
-        self.kinds = Counter(self.left)
-        self.began = time.monotonic()
+            self.left[tasks[key].kind] += 1
+            self.kinds[tasks[key].kind] += 1
 
     def started(self, worker: str, task: Task) -> None:
         self.running[worker] = (task, time.monotonic())
@@ -94,9 +102,13 @@ class Lines:
 
     def begin(self, prepared: Prepared) -> None:
         """Say what will run."""
-        self._count.begin(prepared)
+        self._count.add(prepared)
         kinds = ", ".join(f"{count} {kind}" for kind, count in self._count.kinds.items())
         self._say(f"{self._count.total} tasks to run ({kinds}), {self._count.cached} in the store")
+
+    def grow(self, prepared: Prepared) -> None:
+        """Count what came to it; says nothing."""
+        self._count.add(prepared)
 
     def started(self, worker: str, task: Task) -> None:
         """Remember what runs where."""
@@ -140,11 +152,18 @@ class Screen:
 
     def begin(self, prepared: Prepared) -> None:
         """Put the display up."""
-        self._count.begin(prepared)
+        self._count.add(prepared)
         self._live = Live(
             console=self._console, get_renderable=self._render, refresh_per_second=4, transient=True
         )
         self._live.start()
+
+    def grow(self, prepared: Prepared) -> None:
+        """Make room for what came to it; the first puts the display up."""
+        if self._live is None:
+            self.begin(prepared)
+        else:
+            self._count.add(prepared)
 
     def started(self, worker: str, task: Task) -> None:
         """Show what runs where."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from orchestrator.config import DatasetEntry, DefenseEntry, ReferenceEntry
+from orchestrator.entries import DatasetEntry, DefenseEntry, ReferenceEntry
 from orchestrator.source import Problem, nearest
 from storage import datasets, splits
 from storage.datasets import Dataset, Source
@@ -108,6 +108,13 @@ def _of_place(
             "only of a defense fitted on all of it; drop the key, or judge members"
         )
         yield "", message
+    if entry.judge == "defender" and reference.source == "nonmembers":
+        message = (
+            f"'{entry.name}' is judged by its defender (judge: defender), who has no nonmembers; "
+            "give reference, members, random or another dataset"
+        )
+        yield "from", message
+        return
     if other is not None:
         try:
             check_input(other, dataset)

@@ -19,7 +19,7 @@ from storage.artifacts import (
 from storage.tables import Tables
 from tasks.base import Task, measured
 
-__all__ = ["RESULTS", "Prepared", "Store", "cell_rows", "compare", "record"]
+__all__ = ["RESULTS", "Durations", "Prepared", "Store", "cell_rows", "compare", "record"]
 
 RESULTS = ("results", "inversion", "attribute")
 """The tables whose rows are runs in the history: what attacks got."""
@@ -77,7 +77,32 @@ class Prepared:
         return sum(self.seconds[key] for key in self.needed)
 
 
-def compare(plan: Plan, store: Store, *, repair: bool) -> Prepared:
+class Durations:
+    """What tasks took, as a store has measured it so far; read once, when first asked."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    @cached_property
+    def _typical(self) -> dict[tuple[str, ...], float]:
+        seen: dict[tuple[str, ...], list[float]] = {}
+        frame = self._tables.frame("tasks")
+        columns = (frame[name].tolist() for name in ("kind", "name", "dataset", "duration_s"))
+        for kind, name, dataset, seconds in zip(*columns, strict=True):
+            for like in ((kind, name, dataset), (kind, name), (kind,)):
+                seen.setdefault(like, []).append(seconds)
+        return {like: median(values) for like, values in seen.items()}
+
+    def expected(self, task: Task) -> float:
+        """Seconds: the median of alike tasks, or a first guess."""
+        likes = ((task.kind, task.name, task.dataset), (task.kind, task.name), (task.kind,))
+        known = (self._typical[like] for like in likes if like in self._typical)
+        return next(known, task.SECONDS)
+
+
+def compare(
+    plan: Plan, store: Store, *, repair: bool, durations: Durations | None = None
+) -> Prepared:
     """Compare a plan with the store.
 
     Args:
@@ -85,6 +110,7 @@ def compare(plan: Plan, store: Store, *, repair: bool) -> Prepared:
         store: where their artifacts would be.
         repair: set damaged artifacts aside, so that they are computed again, and write table
             rows that finished artifacts hold and the tables lack.
+        durations: what tasks take, for who compares often; default: as the tables say now.
     """
     artifacts = store.artifacts
     notes: list[str] = []
@@ -103,7 +129,8 @@ def compare(plan: Plan, store: Store, *, repair: bool) -> Prepared:
     needed = _needed(plan, done)
     # What alike tasks took is looked up only where somebody will read it.
     idle = repair and not needed
-    seconds = dict.fromkeys(plan.tasks, 0.0) if idle else _expected(plan, tables)
+    known = durations or Durations(tables)
+    seconds = {key: 0.0 if idle else known.expected(task) for key, task in plan.tasks.items()}
     notes.extend(tables.problems)
     return Prepared(plan, frozenset(done), needed, seconds, tuple(notes))
 
@@ -154,23 +181,6 @@ def _needed(plan: Plan, done: set[str]) -> tuple[str, ...]:
             wanted.add(task.key)
             open_.extend(t for t in task.inputs if t.key not in done)
     return tuple(key for key in plan.tasks if key in wanted)
-
-
-def _expected(plan: Plan, tables: Tables) -> dict[str, float]:
-    """Expected seconds: the median this store has measured for alike tasks, or a first guess."""
-    seen: dict[tuple[str, ...], list[float]] = {}
-    frame = tables.frame("tasks")
-    columns = (frame[name].tolist() for name in ("kind", "name", "dataset", "duration_s"))
-    for kind, name, dataset, seconds in zip(*columns, strict=True):
-        for like in ((kind, name, dataset), (kind, name), (kind,)):
-            seen.setdefault(like, []).append(seconds)
-    typical = {like: median(values) for like, values in seen.items()}
-    expected = {}
-    for key, task in plan.tasks.items():
-        likes = ((task.kind, task.name, task.dataset), (task.kind, task.name), (task.kind,))
-        known = (typical[like] for like in likes if like in typical)
-        expected[key] = next(known, task.SECONDS)
-    return expected
 
 
 def record(task: Task, store: Store) -> list[dict[str, Any]]:

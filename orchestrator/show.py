@@ -23,7 +23,8 @@ __all__ = ["Shown", "Step", "find_key", "look_up"]
 _SHORTEST = 4
 _AROUND = string.whitespace + "'\"`"  # a key copied from a table, CSV or JSON
 _LISTED = 8
-_FIGURES = tuple(t for t in SCHEMAS if t not in ("tasks", "cells", "scores", "failures", "trials"))
+_OTHERS = ("tasks", "cells", "scores", "failures", "trials", "judged")
+_FIGURES = tuple(table for table in SCHEMAS if table not in _OTHERS)
 
 
 @dataclass(frozen=True)

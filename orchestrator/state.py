@@ -56,11 +56,12 @@ class State:
         self, jobs: Mapping[str, Job], done: Collection[str] = (), max_attempts: int = 3
     ) -> None:
         self._max_attempts = max_attempts
-        self._inputs = {key: list(dict.fromkeys(job.inputs)) for key, job in jobs.items()}
-        self._users = _users(self._inputs)
-        self._priority = _priorities(jobs, self._inputs, self._users)
-        self._rank = {key: i for i, key in enumerate(jobs)}
-        self.done: set[str] = set(done) & jobs.keys()
+        self._inputs: dict[str, list[str]] = {}
+        self._users: dict[str, list[str]] = {}
+        self._seconds: dict[str, float] = {}
+        self._priority: dict[str, float] = {}
+        self._rank: dict[str, int] = {}
+        self.done: set[str] = set()
         self.running: dict[str, str] = {}
         self.failed: dict[str, str] = {}
         self.blocked: dict[str, str] = {}
@@ -70,14 +71,60 @@ class State:
         self._given_up: dict[str, str] = {}  # lost worker -> what it ran
         self._idle: OrderedDict[str, None] = OrderedDict()
         self._holds: dict[str, OrderedDict[str, None]] = {}
-        self._missing = {
-            key: sum(needed not in self.done for needed in inputs)
-            for key, inputs in self._inputs.items()
-        }
+        self._missing: dict[str, int] = {}
         self._queued: set[str] = set()
         self._ready: list[tuple[float, int, str]] = []
+        self.add(jobs, done)
+
+    def add(self, jobs: Mapping[str, Job], done: Collection[str] = ()) -> list[Run]:
+        """More jobs while others run; those that are known already stay what they are.
+
+        Only what was done and is not among `done` any more is made again.
+
+        Args:
+            jobs: key -> job, whose inputs are among them or known.
+            done: keys of `jobs` whose artifacts exist.
+
+        Returns:
+            What to do now.
+
+        Raises:
+            ValueError: for an input that is no job, or a cycle.
+        """
+        new = {key: job for key, job in jobs.items() if key not in self._inputs}
+        inputs = {key: list(dict.fromkeys(job.inputs)) for key, job in new.items()}
+        users = _users(inputs, self._inputs)
+        priority = _priorities(new, inputs, users)
+        self._rank |= {key: len(self._rank) + i for i, key in enumerate(new)}
+        self._inputs |= inputs
+        self._seconds |= {key: job.seconds for key, job in new.items()}
+        self._priority |= priority
+        for key, below in users.items():
+            self._users.setdefault(key, []).extend(below)
+        self.done |= set(done) & new.keys()
+        for key, needs in inputs.items():
+            self._missing[key] = sum(needed not in self.done for needed in needs)
+        for key in users.keys() - new.keys():
+            self._raise(key, max(priority[user] for user in users[key]))
+        there = set(done)
         for key in jobs:
+            if key not in new and key not in there and key in self.done:
+                self._unmake(key, "it is gone")
+        for key in new:
             self._offer(key)
+        return self._assign()
+
+    def _raise(self, key: str, below: float) -> None:
+        """A job known before is on a longer path now, and so is what it needs."""
+        above = [(key, below)]
+        while above:
+            key, below = above.pop()
+            if self._priority[key] >= below + self._seconds[key]:
+                continue
+            self._priority[key] = below + self._seconds[key]
+            if key in self._queued:  # the entry with the lower priority is passed over later
+                heapq.heappush(self._ready, (-self._priority[key], self._rank[key], key))
+            above += [(needed, self._priority[key]) for needed in self._inputs[key]]
 
     @property
     def waiting(self) -> int:
@@ -265,13 +312,17 @@ class State:
             held.popitem(last=False)
 
 
-def _users(inputs: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """Who needs each job."""
+def _users(inputs: Mapping[str, list[str]], known: Collection[str]) -> dict[str, list[str]]:
+    """Who needs each job, and each of the jobs known before that somebody needs."""
     users: dict[str, list[str]] = {key: [] for key in inputs}
     for key, needs in inputs.items():
         for needed in needs:
             if needed not in users:
-                raise ValueError(f"job {key!r} needs {needed!r}, which is not in the plan: add it")
+                if needed not in known:
+                    raise ValueError(
+                        f"job {key!r} needs {needed!r}, which is not in the plan: add it"
+                    )
+                users[needed] = []
             users[needed].append(key)
     return users
 
@@ -280,7 +331,7 @@ def _priorities(
     jobs: Mapping[str, Job], inputs: Mapping[str, list[str]], users: Mapping[str, list[str]]
 ) -> dict[str, float]:
     """Expected seconds from the start of each job to the end of the longest path through it."""
-    left = {key: len(below) for key, below in users.items()}
+    left = {key: len(users[key]) for key in jobs}
     longest = dict.fromkeys(jobs, 0.0)
     ends = [key for key, count in left.items() if count == 0]
     priority: dict[str, float] = {}
@@ -288,6 +339,8 @@ def _priorities(
         key = ends.pop()
         priority[key] = longest[key] + jobs[key].seconds
         for needed in inputs[key]:
+            if needed not in jobs:
+                continue
             longest[needed] = max(longest[needed], priority[key])
             left[needed] -= 1
             if left[needed] == 0:

@@ -162,11 +162,37 @@ SCHEMAS: dict[str, Any] = {
         ("created_at", TIME),
     ),
     "trials": _schema(
-        ("task_key study", TEXT),
+        ("key task_key experiment study", TEXT),
         ("number", WHOLE),
-        ("state params", TEXT),
+        ("state label dataset dataset_hash defense defense_params params", TEXT),
+        ("objective_columns", pa.list_(TEXT)),
         ("objectives constraints", pa.list_(REAL)),
-        ("duration_s", REAL),
+        ("feasible", BOOL),
+        ("num_seeds", WHOLE),
+        ("attack", TEXT),
+        ("attack_accuracy attack_accuracy_low attack_accuracy_high auc", REAL),
+        ("train_accuracy test_accuracy test_accuracy_low test_accuracy_high", REAL),
+        ("test_accuracy_drop l1_distortion", REAL),
+        ("num_tasks num_shared", WHOLE),
+        ("tasks_s shared_s duration_s", REAL),
+        ("error", TEXT),
+        ("task_keys", pa.list_(TEXT)),
+        ("created_at", TIME),
+    ),
+    "judged": _schema(
+        ("key experiment study label dataset dataset_hash", TEXT),
+        ("number", WHOLE),
+        ("chosen", BOOL),
+        ("rule validation_attack", TEXT),
+        ("validation_accuracy validation_accuracy_low validation_accuracy_high", REAL),
+        ("tuning_attack", TEXT),
+        ("tuning_accuracy tuning_accuracy_low tuning_accuracy_high", REAL),
+        ("held_out_attack", TEXT),
+        ("held_out_accuracy held_out_accuracy_low held_out_accuracy_high", REAL),
+        ("search_optimism attacker_optimism optimism", REAL),
+        ("validation_test_accuracy test_accuracy test_accuracy_low test_accuracy_high", REAL),
+        ("test_accuracy_drop", REAL),
+        ("num_seeds num_tuning num_held_out", WHOLE),
         ("created_at", TIME),
     ),
     "cells": _schema(
@@ -185,13 +211,19 @@ seed. Cells with the same `settings` differ at most in their seed; `service` is 
 attack. `inversion_error` is a mean squared error in the units of the records (pixels and bits are
 in [0, 1]), `mean_error` and `class_mean_error` that of guessing a mean; `normalised_*` are in units
 of the members' standard deviation. `mutual_information` is in bits.
+
+In `trials` all is measured on the defender's own records, by the tuning attackers; `num_shared` and
+`shared_s` are of tasks that were in the store or ran for another trial. In `judged`, `validation_*`
+is what a trial saw, `tuning_*` the same attackers on the evaluation records, `held_out_*` attackers
+that no trial saw, on those records; `search_optimism` is tuning less validation,
+`attacker_optimism` held-out less tuning, `optimism` their sum: how far the search was fooled.
 """
 
 # variance_ratio and noise_variance_ratio are statistics of answers, not costs: they must repeat.
 MEASURED: frozenset[str] = frozenset(
     {name for schema in SCHEMAS.values() for name in schema.names if name.endswith("_s")}
     | {"fit_ratio", "query_ratio", "query_ratio_1", "peak_rss_bytes", "device", "worker"}
-    | {"started_at", "created_at", "attempts", "log_tail", "versions"}
+    | {"started_at", "created_at", "attempts", "log_tail", "versions", "num_shared"}
 )
 """Columns that may differ from run to run; all others are equal bit for bit."""
 

@@ -74,6 +74,11 @@ READY = {
         FROM {_now("mean_utility")} AS costs
             FULL JOIN strongest USING (experiment, dataset, label, service)
         ORDER BY experiment, dataset, current DESC, label, service""",
+    "fooled": """
+        SELECT experiment, study, label, chosen, validation_accuracy, tuning_accuracy,
+            held_out_accuracy, held_out_attack, optimism, search_optimism, attacker_optimism,
+            test_accuracy
+        FROM judged ORDER BY experiment, study, chosen DESC, optimism DESC, label""",
     "slowest": """
         SELECT kind, name, dataset, seed, duration_s, device, worker, started_at, key
         FROM tasks ORDER BY duration_s DESC NULLS LAST, key""",
@@ -90,13 +95,15 @@ ABOUT = {
     "scores": "a row per judged record and attack",
     "tasks": "finished work: what took how long, where",
     "failures": "failed work: the error and the end of its log",
-    "trials": "a row per tuning trial",
+    "trials": "a row per tuning trial: what it tried, and what the tuning attackers got",
+    "judged": "points of a study's front, judged by attackers that no trial saw",
     "cells": "what experiments ask for and asked for before (current is false), and how far it is",
     "mean_results": "results over the seeds of the same settings: mean, deviation, all flags",
     "mean_utility": "utility over the seeds of the same settings: mean, deviation, all flags",
     "mean_inversion": "inversion over the seeds of the same settings: mean, deviation, all flags",
     "mean_attribute": "attribute over the seeds of the same settings: mean, deviation, all flags",
     "tradeoff": "per defense and its settings: test accuracy, the strongest attack, its cost",
+    "fooled": "how far tuning was fooled: held-out attackers beside what its trials saw",
     "slowest": "tasks, the longest first",
 }
 """What every table and view holds."""

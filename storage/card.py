@@ -19,8 +19,9 @@ def card(
     Returns:
         num_rows; roles (rows per role); dropped_rows (without a role); duplicate_groups (those of
         two rows or more) and grouped_rows (the rows in them); missing_classes (per role, classes of
-        the dataset it has no record of); judged (per judge that has records: num_members,
-        num_nonmembers, their counts per class, and chi2_p of class against membership, I6).
+        the dataset it has no record of); judged (per judge of an evaluation that has records:
+        num_members, num_nonmembers, their counts per class, and chi2_p of class against membership,
+        I6). What a defender judges for itself is no evaluation, and stored cards are without it.
     """
     counts = canonical(groups)[2]
     classes = np.unique(y)

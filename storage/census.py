@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 # A cell belongs to an experiment, a trial to a study: no task's key says who needs them.
-_OWNED = ("cells", "trials")
+_OWNED = ("cells", "trials", "judged")
 _FOLDERS = ("artifacts", "tables", "experiments")
 
 

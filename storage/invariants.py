@@ -60,8 +60,10 @@ def check_invariants(
         judged_is_member: [N], their membership as the metrics take it.
         order: [N], the judged rows in the order they were asked, where that differs.
         selection_rows: rows a choice among checkpoints or hyper-parameters used, if any.
-        leaky: the defense is meant to see nonmembers (AEPPT as published); I3 is not asked.
-        judge: see `Split.judged`.
+        leaky: the defense is meant to see nonmembers (AEPPT as published); I3 is not asked, but of
+            judge "defender", who has none.
+        judge: see `Split.judged`. With "defender" all rows must be D1's or D2's (I3), and the
+            defense may have used the judged non-members, as it selects on reference_val.
 
     Returns:
         What is broken, by name; empty for a clean cell.
@@ -95,9 +97,10 @@ def check_invariants(
     return [
         *_check_disjoint("I1", "attack fit", "judged", rows, group_of_row),
         *_check_disjoint("I2", "attack calibration", "judged", rows, group_of_row),
-        *([] if leaky else _check_defense(split, rows["defense"])),
+        *([] if leaky and judge != "defender" else _check_defense(split, rows["defense"])),
+        *(_check_owned(split, rows) if judge == "defender" else ()),
         *_check_target(split, rows["target"], rows["judged"], is_member, judge),
-        *_check_groups(split, rows, is_member, group_of_row, leaky),
+        *_check_groups(split, rows, is_member, group_of_row, leaky or judge == "defender"),
         *_check_classes(y, rows["judged"], is_member),
         *_check_order(rows["judged"], is_member, rows["order"]),
         *_check_selection(rows["selection"], rows["attack calibration"]),
@@ -139,6 +142,19 @@ def _check_defense(split: Split, defense: Rows) -> Iterator[Violation]:
         )
 
 
+def _check_owned(split: Split, rows: dict[str, Rows]) -> Iterator[Violation]:
+    owned = np.concatenate([split.members, split.reference])
+    for stage in ("attack fit", "attack calibration", "judged", "selection"):
+        strange = np.setdiff1d(rows[stage], owned)
+        if len(strange):
+            role = split.role_of(strange[:1])[0] or "dropped"
+            yield Violation(
+                "I3",
+                f"a defender's own measurement used rows it does not own: {stage} used "
+                f"{_some(strange)} (the first is {role}); take rows of judge 'defender' from Split",
+            )
+
+
 def _check_target(
     split: Split, target: Rows, judged: Rows, is_member: Flags, judge: Judge
 ) -> Iterator[Violation]:
@@ -153,6 +169,7 @@ def _check_target(
             yield Violation("I4", f"the target {fault}: {_some(faulty)}; train on D1 exactly")
     positive = {
         "members": split.members,
+        "defender": split.members,
         "reference": split.reference,
         "untrained": split.untrained_a,
     }[judge]
@@ -166,8 +183,9 @@ def _check_target(
 
 
 def _check_groups(
-    split: Split, rows: dict[str, Rows], is_member: Flags, groups: Rows, leaky: bool
+    split: Split, rows: dict[str, Rows], is_member: Flags, groups: Rows, may_see: bool
 ) -> Iterator[Violation]:
+    """`may_see`: the defense may have used the judged non-members."""
     roles = split.roles()
     row = np.concatenate(list(roles.values()))
     role = np.repeat(np.arange(len(roles)), [len(r) for r in roles.values()])
@@ -185,7 +203,7 @@ def _check_groups(
         )
     stages = {**rows, "judged non-members": rows["judged"][~is_member]}
     pairs = [("attack calibration", "attack fit"), ("target", "judged non-members")]
-    for one, other in pairs if leaky else [*pairs, ("defense", "judged non-members")]:
+    for one, other in pairs if may_see else [*pairs, ("defense", "judged non-members")]:
         yield from _check_disjoint("I5", one, other, stages, groups)
     distinct, times = np.unique(groups[rows["judged"]], return_counts=True)
     if (times > 1).any():

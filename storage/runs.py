@@ -33,13 +33,14 @@ __all__ = ["COLUMNS", "NUMBERS", "check_columns", "find_runs"]
 
 _FIELDS = {
     field.name: field.type
-    for table in ("results", "inversion", "attribute")
+    for table in ("trials", "results", "inversion", "attribute")
     for field in SCHEMAS[table]
 }
+_FIELDS["trial"] = WHOLE
 NUMBERS = {name for name, kind in _FIELDS.items() if kind in (REAL, WHOLE)} - PARAM_COLUMNS
 _TAGS = ("experiment", "task_key")
 COLUMNS: tuple[str, ...] = tuple(
-    dict.fromkeys(("started", "experiment", "label", "preset", "attack_label", *_FIELDS))
+    dict.fromkeys(("started", "experiment", "label", "preset", "attack_label", "trial", *_FIELDS))
 )
 """What can be shown, asked for and sorted by."""
 

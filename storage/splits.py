@@ -16,7 +16,10 @@ from storage._groups import Flags, Rows, canonical, divide, permutation, take
 
 __all__ = ["ROLES", "Judge", "Sizes", "Split", "assemble", "make_split", "role_parts"]
 
-Judge = Literal["members", "reference", "untrained"]
+Judge = Literal["members", "reference", "untrained", "defender"]
+
+# What a defender's own attacker is told of D1 and of the reference it may fit on.
+_DEFENDERS_SHARE = 0.5
 
 # Every set a row can be in; pairwise disjoint.
 ROLES = (
@@ -44,7 +47,8 @@ class Split:
 
     Attributes:
         groups: int64 [n], rows with equal numbers are duplicates of each other.
-        known_share: the attacker's share of members, of nonmembers, and (judge "reference") of D2.
+        known_share: the attacker's share of members, of nonmembers, and (judge "reference") of D2;
+            a defender's own attacker (judge "defender") knows half, whatever this is.
         seed: of every order and subsample below.
     """
 
@@ -100,6 +104,8 @@ class Split:
             judge: "members" is members_eval against nonmembers_eval. "reference" takes the unknown
                 share of D2 for members (PURIFIER Table 7). "untrained" takes two groups nobody
                 trained on, the first arbitrarily called members: the null of methods.md 2.5.
+                "defender" is half of D1 against reference_val, all of which a defender owns: what
+                it may tune by (10.3).
 
         Returns:
             Rows int64 [N] and is_member bool [N], N even.
@@ -111,11 +117,14 @@ class Split:
             positive, negative = self.untrained_a, self.untrained_b
         elif judge == "reference":
             positive, negative = self._divided_reference()[2], self.nonmembers_eval
+        elif judge == "defender":
+            positive, negative = self._defenders()[0][2], self.reference_val
         else:
             positive, negative = self.members_eval, self.nonmembers_eval
-        if not len(positive):
+        if not min(len(positive), len(negative)):
+            short = "reference" if judge == "defender" else judge
             raise ValueError(
-                f"judge '{judge}' has no records to judge in this split; enlarge sizes.{judge}"
+                f"judge '{judge}' has no records to judge in this split; enlarge sizes.{short}"
             )
         sides = []
         for name, rows in (("positive", positive), ("negative", negative)):
@@ -131,25 +140,42 @@ class Split:
         Returns:
             Rows to fit on and their membership, then rows to calibrate on and theirs; members and
             non-members shuffled together, not balanced. With "reference" the members come from
-            the known share of D2; with "untrained" they are the usual ones.
+            the known share of D2; with "untrained" they are the usual ones. With "defender" they
+            are half of D1, against half of reference_fit, whatever `known_share` is.
         """
+        fit, cal = self.members_fit, self.members_cal
+        other_fit, other_cal = self.nonmembers_fit, self.nonmembers_cal
         if judge == "reference":
             fit, cal, _ = self._divided_reference()
-        else:
-            fit, cal = self.members_fit, self.members_cal
+        elif judge == "defender":
+            (fit, cal, _), (other_fit, other_cal, _) = self._defenders()
         return (
-            *self._labelled(f"known/{judge}/fit", fit, self.nonmembers_fit),
-            *self._labelled(f"known/{judge}/cal", cal, self.nonmembers_cal),
+            *self._labelled(f"known/{judge}/fit", fit, other_fit),
+            *self._labelled(f"known/{judge}/cal", cal, other_cal),
         )
+
+    def population_of(self, judge: Judge = "members") -> Rows:
+        """The rows of no role that the attacker of a judge holds; a defender's own has none."""
+        return self.population[:0] if judge == "defender" else self.population
 
     def _divided_reference(self) -> list[Rows]:
         """D2 as the attacker divides it (fit, cal, eval), across the defender's fit and val."""
-        rows = self.reference
+        return self._divided("reference/known", self.reference, self.known_share)
+
+    def _defenders(self) -> tuple[list[Rows], list[Rows]]:
+        """D1 and reference_fit as a defender divides them for an attacker of its own."""
+        return (
+            self._divided("defender/members", self.members, _DEFENDERS_SHARE),
+            self._divided("defender/reference", self.reference_fit, _DEFENDERS_SHARE),
+        )
+
+    def _divided(self, purpose: str, rows: Rows, known: float) -> list[Rows]:
+        """Rows as fit, cal and the unknown rest, duplicate groups whole."""
         ids, inverse = np.unique(self.groups[rows], return_inverse=True)
-        order = permutation(len(ids), self.seed, "reference/known")
-        parts = divide(order, np.bincount(inverse), _known_sizes(len(rows), self.known_share))
+        order = permutation(len(ids), self.seed, purpose)
+        parts = divide(order, np.bincount(inverse), _known_sizes(len(rows), known))
         return [
-            self._shuffled(f"reference/known/{i}", rows[np.isin(inverse, part)])
+            self._shuffled(f"{purpose}/{i}", rows[np.isin(inverse, part)])
             for i, part in enumerate(parts)
         ]
 

@@ -130,7 +130,8 @@ class Tables:
 
         Raises:
             ValueError: an unknown table, or `experiment` with a table whose rows belong to tasks
-                that experiments share and cells do not name (tasks, failures, trials).
+                that experiments share and cells do not name (tasks, failures), or to studies
+                (trials, judged).
         """
         frame: pd.DataFrame = self.view(view, experiment, form).to_pandas()
         return frame
@@ -138,7 +139,7 @@ class Tables:
     def view(self, view: str, experiment: str | None = None, form: str | None = None) -> Any:
         """As `frame`, in Arrow."""
         check_table(view)
-        if view in ("tasks", "failures", "trials") and experiment is not None:
+        if view in ("tasks", "failures", "trials", "judged") and experiment is not None:
             raise ValueError(
                 f"{view} cannot be told by experiment: cells name only the last task of a cell. "
                 f"Take frame({view!r}) and keep the rows whose keys are in the plan"

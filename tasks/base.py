@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from storage.artifacts import Artifact, Draft
 from storage.datasets import Source
@@ -105,7 +106,11 @@ def canonical(value: Any) -> Any:
             version = getattr(type(value), "VERSION", None)
             if version is None:
                 raise TypeError(f"{type(value).__name__} has no VERSION, so it cannot have a key")
-            named = {name: canonical(getattr(value, name)) for name in type(value).model_fields}
+            named = {
+                name: canonical(getattr(value, name))
+                for name, info in type(value).model_fields.items()
+                if not (_added(info) and getattr(value, name) == info.default)
+            }
             return {"type": _tag(value), "version": version, "fields": named}
         case tuple() | list():
             return [canonical(item) for item in value]
@@ -116,6 +121,12 @@ def canonical(value: Any) -> Any:
             return {name: canonical(item) for name, item in value.items()}
         case _:
             raise TypeError(f"a task field of type {type(value).__name__} has no canonical form")
+
+
+def _added(info: FieldInfo) -> bool:
+    """Whether a plugin's field came after its first release: its default leaves the key alone."""
+    extra = info.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("added"))
 
 
 def _tag(value: object) -> str:

@@ -56,14 +56,15 @@ class Held:
         """What an attacker holds of a division, its models being trained on `rows` if given."""
         fit_rows, fit_member, cal_rows, cal_member = split.known(judge)
         known = known_rows(split, judge)
-        held = np.concatenate([fit_rows, cal_rows, split.population])
+        population = split.population_of(judge)
+        held = np.concatenate([fit_rows, cal_rows, population])
         return cls(
             told=(
                 Known(dataset.x(fit_rows), dataset.y[fit_rows], fit_member),
                 Known(dataset.x(cal_rows), dataset.y[cal_rows], cal_member),
             ),
             rows=known if rows is None else rows.array,
-            population_rows=np.union1d(fit_rows[~fit_member], split.population),
+            population_rows=np.union1d(fit_rows[~fit_member], population),
             x_of=_records(dataset, held),
             num_classes=dataset.num_classes,
             shape=dataset.shape,

@@ -2,17 +2,18 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from storage.artifacts import Artifact, Draft
-from storage.splits import Split
+from storage.splits import Judge, Split
 from tasks import metrics
 from tasks.answers import Answers
-from tasks.base import Task, measured, stream
+from tasks.base import ADDED, Task, measured, stream
 from tasks.detection import swap_detection
 from tasks.fit_defense import FitDefense
 from tasks.service import Service
@@ -43,6 +44,8 @@ class MeasureUtility(Task):
     Attributes:
         answers: the deployed service.
         baseline: the answers of the undefended target of the same split and seed.
+        judge: "defender" measures what else is measured on the nonmembers (D3) on reference_val,
+            as a defender who tunes has no D3 (methods.md 10.3); the columns keep their names.
     """
 
     VERSION: ClassVar[int] = 3
@@ -51,6 +54,7 @@ class MeasureUtility(Task):
 
     answers: Answers
     baseline: Answers
+    judge: Judge = field(default="members", metadata=ADDED)
 
     @property
     def dataset(self) -> str:
@@ -63,12 +67,13 @@ class MeasureUtility(Task):
         return self.answers.name
 
     def run(self, bench: Bench, draft: Draft) -> None:
-        """Compare released with undefended answers on D1 and D3, and time both services."""
+        """Compare released with undefended answers on D1 and others, and time both services."""
         target = self.answers.target
         dataset, split = bench.dataset(target.split.data), bench.split(target.split)
         facts: dict[str, Any] = {}
         released = {}
-        for role, rows in (("members", split.members), ("nonmembers", split.nonmembers)):
+        others = self._others(split)
+        for role, rows in (("members", split.members), ("nonmembers", others)):
             p_NC, c_NC = self.answers.of(rows, bench), self.baseline.of(rows, bench)
             y = dataset.y[rows]
             released[role] = (p_NC, y)
@@ -103,13 +108,17 @@ class MeasureUtility(Task):
         facts |= self._swaps(bench, split)
         facts["flags"] = [*self.answers.flags, *facts["flags"]]
         draft.facts("metrics", facts)
-        draft.facts("timing", self._timing(bench, dataset.x(split.nonmembers[:_LARGE])))
+        draft.facts("timing", self._timing(bench, dataset.x(others[:_LARGE])))
+
+    def _others(self, split: Split) -> NDArray[np.int64]:
+        """The records that trained nothing, on which test accuracy and distortion are measured."""
+        return split.reference_val if self.judge == "defender" else split.nonmembers
 
     def _swaps(self, bench: Bench, split: Split) -> dict[str, Any]:
         """Whether answers whose label the output defenses changed look like the others."""
         if not self.answers.stages:
             return {"flags": []}
-        rows = np.concatenate([split.members, split.nonmembers])
+        rows = np.concatenate([split.members, self._others(split)])
         found = swap_detection(
             self.answers.of(rows, bench),
             self.answers.undefended.of(rows, bench),

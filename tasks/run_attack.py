@@ -43,7 +43,8 @@ class RunAttack(Task):
         attack: the plugin.
         checks: what the split gives away by itself; its flags are the result's too.
         judge: who is called a member: the members, the reference set (PURIFIER's Table 7), or
-            fresh records that trained nothing (the null of methods.md section 2.5).
+            fresh records that trained nothing (the null of methods.md section 2.5). "defender" is
+            the members against reference records, all of which a tuning defender owns (10.3).
         fit_on: whether the attacker fits on what the service returns, or on clean answers.
         adaptive: whether the attacker's own models carry the deployed defense.
         trainings: what the plugin's `trainings` asked for.
@@ -61,7 +62,7 @@ class RunAttack(Task):
     answers: Answers
     attack: Attack
     checks: CheckSplit
-    judge: Literal["members", "reference", "untrained"] = "members"
+    judge: splits.Judge = "members"
     fit_on: Literal["defended", "clean"] = "defended"
     adaptive: bool = False
     trainings: tuple[Task, ...] = ()

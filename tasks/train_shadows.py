@@ -33,12 +33,20 @@ def shadow_pool(split: splits.Split, judge: splits.Judge, seed: int) -> NDArray[
 
     Returns:
         Rows, twice as many as members if the pool has them. Their membership in the target plays
-        no part. The pool is the population where it is large enough, else the known records.
+        no part. The pool is the population where it is large enough, else the known records; of
+        a defender, who has no population, it is the rest of D1 and D2.
     """
     judged, _ = split.judged(judge)
     fit, _, cal, _ = split.known(judge)
     wanted = 2 * len(split.members)
-    pool = split.population if len(split.population) >= wanted else fit
+    pool = split.population_of(judge)
+    if judge == "defender":
+        pool = np.concatenate([split.members, split.reference])
+        # A twin in the other half would make a model that is OUT of a judged record see it.
+        taken = split.groups[np.concatenate([judged, cal])]
+        pool = pool[~np.isin(split.groups[pool], taken)]
+    elif len(pool) < wanted:
+        pool = fit
     order = random_generator(seed, "shadow.pool").permutation(len(pool))
     more = np.sort(pool)[order][: max(0, wanted - len(judged) - len(cal))]
     return np.sort(np.concatenate([judged, cal, more]))

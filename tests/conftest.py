@@ -1,6 +1,17 @@
-"""How tests share the machine when several run at once (`pytest -n 2 --dist loadgroup`)."""
+"""How tests share the machine when several run at once, and the database server some of them need.
+
+`pytest -n 2 --dist loadgroup` is how several run at once.
+"""
 
 import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -15,3 +26,108 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray"))
+
+
+@dataclass
+class Postgres:
+    """A PostgreSQL server on loopback that lets in one user, with a password.
+
+    Attributes:
+        programs: the folder of initdb and pg_ctl.
+        folder: where its data are, of the system user `owner`.
+        owner: who runs it, as root may not; None for who runs the tests.
+    """
+
+    programs: Path
+    folder: Path
+    owner: str | None
+    port: int = 0
+    databases: int = 0
+    user = "ann"
+    password = "s3cret/of@ann"  # has to be quoted in an address
+
+    def uri(self, database: str = "postgres", password: str = password) -> str:
+        return f"postgresql://{self.user}:{quote(password, safe='')}@{self.place}/{database}"
+
+    @property
+    def place(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def make(self) -> None:
+        secret = self.folder / "password"
+        secret.write_text(self.password)
+        if self.owner:
+            shutil.chown(self.folder, self.owner)
+            shutil.chown(secret, self.owner)
+        options = ["--auth=scram-sha-256", f"--pwfile={secret}", f"--username={self.user}"]
+        self._call("initdb", *options, "--locale=C", "--encoding=UTF8", "--no-sync")
+
+    def start(self) -> None:
+        """Start it, on the port it had if there was one."""
+        if not self.port:
+            with socket.create_server(("127.0.0.1", 0)) as probe:
+                self.port = probe.getsockname()[1]
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c fsync=off"
+        options += f" -c unix_socket_directories={self.folder}"
+        log = str(self.folder / "server.log")
+        self._call("pg_ctl", "start", "--wait", "--timeout=60", f"--log={log}", f"-o {options}")
+
+    def stop(self) -> None:
+        self._call("pg_ctl", "stop", "--wait", "--mode=fast")
+
+    def new_database(self) -> str:
+        """The address of a database that is empty."""
+        import psycopg
+
+        self.databases += 1
+        name = f"test{self.databases}"
+        with psycopg.connect(self.uri(), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return self.uri(name)
+
+    def _call(self, program: str, *options: str) -> None:
+        # The server would keep a pipe open, so what is said goes to a file.
+        with open(self.folder / f"{program}.log", "w+") as log:
+            ended = subprocess.run(
+                [str(self.programs / program), f"--pgdata={self.folder / 'data'}", *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                user=self.owner,
+                extra_groups=[] if self.owner else None,
+                check=False,
+            )
+            log.seek(0)
+            assert ended.returncode == 0, log.read()
+
+
+def _postgres_programs() -> Path | None:
+    """The folder of PostgreSQL's programs; Debian has it beside the search path, by version."""
+    found = shutil.which("initdb")
+    places = [Path(found).resolve().parent] if found else []
+    places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((place for place in places if (place / "pg_ctl").exists()), None)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server; a test that stops it starts it again."""
+    programs = _postgres_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed: no initdb in PATH or /usr/lib/postgresql/*/bin")
+    owner = None
+    if os.geteuid() == 0:
+        import pwd
+
+        owner = "postgres" if "postgres" in {user.pw_name for user in pwd.getpwall()} else "nobody"
+    # Not in pytest's folder, which no other user may enter.
+    folder = Path(tempfile.mkdtemp(prefix="sfumato-postgres-"))
+    made = Postgres(programs, folder, owner)
+    try:
+        made.make()
+        made.start()
+        yield made
+        made.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -11,8 +11,9 @@ from statistics import median
 import pytest
 
 from orchestrator.check import load_experiment
+from orchestrator.loop import Options
 from orchestrator.progress import Lines
-from orchestrator.run import Options, run
+from orchestrator.run import run
 
 ROUNDS = 5
 SMALL = ["seeds=[0]", "target.epochs=1", "attacks=[gap]", "defenses=[none, onehot]"]

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from orchestrator.check import load_experiment
 from orchestrator.cli import app
+from orchestrator.loop import Options, Outcome
 from orchestrator.resume import Store
-from orchestrator.run import Options, Outcome, run
+from orchestrator.run import run
 from storage._mlflow import connect
 from storage.tracking import default_uri
 

@@ -13,9 +13,10 @@ import pytest
 import yaml
 
 from orchestrator.check import load_experiment
+from orchestrator.loop import Options, Outcome
 from orchestrator.plan import Plan, make_plan
 from orchestrator.resume import Store
-from orchestrator.run import Options, Outcome, run
+from orchestrator.run import run
 from storage.artifacts import StoreUnwritable
 from storage.tables import Tables, equal
 

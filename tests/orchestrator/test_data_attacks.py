@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from orchestrator.check import load_experiment
-from orchestrator.config import AttackEntry, attack_label
+from orchestrator.entries import AttackEntry, attack_label
 from orchestrator.plan import make_plan
 from orchestrator.resume import Store
 from storage import datasets

@@ -116,8 +116,8 @@ def test_a_study_keeps_its_chain(done):
     trial = next(iter(done.rows("results")["task_key"]))
     assert done.run(**OTHER).code == 0
     assert trial in loose(done, "tiny@earlier")
-    row = {"study": "s", "number": 0, "state": "complete", "params": "{}"}
-    Store(done.store).tables.write("trials", trial, [row])
+    row = {"study": "s", "number": 0, "state": "complete", "params": "{}", "task_keys": [trial]}
+    Store(done.store).tables.write("trials", 64 * "0", [row])
     kept = former - loose(done, "tiny@earlier")
     plan = make_plan(load_experiment(done.file()), None)
     assert {trial, *(task.key for task in plan.tasks[trial].inputs)} <= kept

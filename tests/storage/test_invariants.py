@@ -36,8 +36,9 @@ def logged(split, y, groups, judge="members"):
 @st.composite
 def clean_cells(draw):
     """What the stages of a clean cell log, for any judge, with and without duplicates."""
-    num, judge = st.integers(60, 90), draw(st.sampled_from(["members", "reference", "untrained"]))
-    reference = draw(st.sampled_from([15, 40] if judge == "reference" else [0, 15, 40]))
+    num, judge = st.integers(60, 90), draw(st.sampled_from(JUDGES))
+    needs_reference = judge in ("reference", "defender")
+    reference = draw(st.sampled_from([15, 40] if needs_reference else [0, 15, 40]))
     untrained = draw(st.sampled_from([3, 20] if judge == "untrained" else [0, 3, 20]))
     sizes = Sizes(draw(num), reference, draw(num), untrained)
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -52,6 +53,7 @@ def clean_cells(draw):
     return logged(split, y, groups, judge)
 
 
+JUDGES = ["members", "reference", "untrained", "defender"]
 MIXES = [(1, 0, 0), (0.9, 0.05, 0.05), (0.4, 0.3, 0.3)]
 
 
@@ -256,7 +258,42 @@ def test_a_leaky_defense_is_let_off_and_nothing_else_is(cell):
     assert [violation.name for violation in found] == ["I1"]
 
 
-@pytest.mark.parametrize("judge", ["reference", "untrained"])
+@pytest.mark.parametrize("stage", ["fit_rows", "cal_rows", "selection_rows"])
+@pytest.mark.parametrize("role", ["nonmembers_fit", "nonmembers_eval", "population"])
+def test_a_defender_measures_itself_on_what_it_owns(cell, stage, role):
+    clean = logged(cell["split"], cell["y"], cell["groups"], "defender")
+    assert check_invariants(**clean) == []
+    strange = getattr(cell["split"], role)[0]
+    found = check_invariants(**{**clean, stage: np.append(clean[stage], strange)})
+    (violation,) = [violation for violation in found if violation.name == "I3"]
+    assert violation.fatal
+    assert "a defender's own measurement used rows it does not own" in violation.message
+    assert f"row {strange} (the first is {role})" in violation.message
+    # For the others such rows are the attacker's own.
+    fitted = {**cell, "fit_rows": np.append(cell["fit_rows"], cell["split"].population[0])}
+    assert check_invariants(**fitted) == []
+
+
+def test_a_defender_is_not_judged_on_the_nonmembers_of_others(cell):
+    of_others = {key: cell[key] for key in ("judged_rows", "judged_is_member", "selection_rows")}
+    clean = logged(cell["split"], cell["y"], cell["groups"], "defender")
+    found = check_invariants(**{**clean, **of_others})
+    assert "I3" in [violation.name for violation in found if violation.fatal]
+
+
+@pytest.mark.parametrize("leaky", [False, True])
+def test_a_defender_may_select_on_what_it_is_judged_by_and_never_on_d3(cell, leaky):
+    split = cell["split"]
+    clean = logged(split, cell["y"], cell["groups"], "defender")
+    judged_non = clean["judged_rows"][~clean["judged_is_member"]]
+    assert np.isin(judged_non, clean["defense_rows"]).all()
+    assert check_invariants(**clean, leaky=leaky) == []
+    seen = np.append(clean["defense_rows"], split.nonmembers_fit[0])
+    found = check_invariants(**{**clean, "defense_rows": seen}, leaky=leaky)
+    assert [(violation.name, violation.fatal) for violation in found] == [("I3", True)]
+
+
+@pytest.mark.parametrize("judge", ["reference", "untrained", "defender"])
 def test_records_of_another_judge_must_not_have_trained_the_target(cell, judge):
     clean = logged(cell["split"], cell["y"], cell["groups"], judge)
     assert check_invariants(**clean) == []

@@ -237,6 +237,77 @@ def test_judged_and_known_records(configuration):
         assert set(rows[is_member]) <= set(split.reference) - whole
 
 
+@given(configurations())
+@settings(max_examples=60, deadline=None)
+def test_a_defender_is_judged_by_what_it_owns(configuration):
+    y, groups, sizes, options = configuration
+    split = make_split(y, groups, sizes, **options)
+    assert len(split.population_of("defender")) == 0
+    assert np.array_equal(split.population_of("members"), split.population)
+    if not sizes.reference:
+        with pytest.raises(ValueError, match=r"enlarge sizes.reference"):
+            split.judged("defender")
+        return
+    fit, fit_is_member, cal, cal_is_member = split.known("defender")
+    rows, is_member = split.judged("defender")
+    # Members are all of D1's, the others a half of reference_fit's, and reference_val is judged.
+    for part, flags in ((fit, fit_is_member), (cal, cal_is_member), (rows, is_member)):
+        assert set(part[flags]) <= set(split.members)
+    assert set(fit[~fit_is_member]) | set(cal[~cal_is_member]) < set(split.reference_fit)
+    assert set(rows[~is_member]) <= set(split.reference_val)
+    parts = [set(groups[part]) for part in (fit, cal, rows)]
+    assert not parts[0] & parts[1]
+    assert not (parts[0] | parts[1]) & parts[2]
+    # One record of each duplicate group is judged, the lowest of its row numbers.
+    assert len(parts[2]) == len(rows)
+    assert 2 * is_member.sum() == len(rows) > 0
+    for row in rows:
+        side = split.members if row in split.members else split.reference_val
+        assert row == min(r for r in side if groups[r] == groups[row])
+    known = set(fit[fit_is_member]) | set(cal[cal_is_member])
+    unknown = len(set(groups[list(set(split.members) - known)]))
+    assert is_member.sum() == min(unknown, len(set(groups[split.reference_val])))
+    single = options["dedup"] == "drop" or len(np.unique(groups)) == len(groups)
+    if single:
+        assert len(known) == int(0.5 * sizes.members + 0.5)
+        assert cal_is_member.sum() == int(0.2 * len(known) + 0.5)
+        num_known = int(0.5 * len(split.reference_fit) + 0.5)
+        assert (~fit_is_member).sum() + (~cal_is_member).sum() == num_known
+        assert (~cal_is_member).sum() == int(0.2 * num_known + 0.5)
+
+
+@given(configurations(), st.sampled_from([0.25, 0.5, 0.75]))
+@settings(max_examples=30, deadline=None)
+def test_a_defenders_records_depend_on_d1_and_d2_alone(configuration, known):
+    """Not on the attacker's share, nor on the records of D3 and the population being equal."""
+    y, groups, sizes, options = configuration
+    split = make_split(y, groups, sizes, **options)
+    if not sizes.reference:
+        return
+    other = make_split(y, groups, sizes, **{**options, "known": known})
+    # The names of groups that it has not; their order among the others may change too.
+    renamed = np.full(len(groups), -1)
+    owned = np.concatenate([split.members, split.reference])
+    renamed[owned] = split.groups[owned] * 3
+    for changed in (other, replace(split, groups=renamed)):
+        pairs = zip(
+            (*split.judged("defender"), *split.known("defender")),
+            (*changed.judged("defender"), *changed.known("defender")),
+            strict=True,
+        )
+        assert all(np.array_equal(one, two) for one, two in pairs)
+
+
+def test_a_defenders_records_of_a_seed_never_change():
+    split = make_split(np.zeros(400), np.arange(400) // 2, Sizes(100, 50, 100), seed=7)
+    digest = hashlib.sha256()
+    for part in (*split.judged("defender"), *split.known("defender")):
+        digest.update(part.tobytes())
+    assert digest.hexdigest() == (
+        "807df914020aed82565c2130e1d229b7281f36eba9aa1b46ccbc10d47ddeefa3"
+    )
+
+
 BAD = [
     ({"sizes": Sizes(60, 60, 60)}, "wants 180 rows .* has 120 rows; take 60 off"),
     ({"sizes": Sizes(50, 10, 40), "dedup": "drop"}, "has 80 distinct records in 120 rows; take 20"),

@@ -83,6 +83,20 @@ def test_the_population_is_known_and_spare_records_of_no_member(own: Any) -> Non
     assert place != sorted(place, reverse=True)
 
 
+def test_a_defenders_own_attacker_has_no_population(own: Any) -> None:
+    artifact = own.run(own.attack(own.plain, Population(), judge="defender"))
+    split, known = own.bench.split(own.split), Asking.seen.known
+    fit, is_member, _, _ = split.known("defender")
+    expected = {record.tobytes() for record in own.dataset.x(fit[~is_member])}
+    assert {record.tobytes() for record in known.population.x} == expected
+    for foreign in (split.population[:1], split.nonmembers_fit[:1], split.reference_val[:1]):
+        with pytest.raises(PermissionError, match="does not hold"):
+            known.x_of(foreign)
+    owned = np.concatenate([split.members, split.reference])
+    for rows in rows_seen(artifact).values():
+        assert np.isin(rows, owned).all()
+
+
 def test_few_records_are_judged_where_each_costs_thousands_of_questions(own: Any) -> None:
     artifact = own.run(own.attack(own.plain, Asking(judges=20)))
     seen, figures = rows_seen(artifact), artifact.facts("metrics")

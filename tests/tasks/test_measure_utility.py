@@ -36,6 +36,26 @@ def test_utility_is_accuracy_and_distortion_against_the_undefended(lab: Any) -> 
     assert found["extra_bytes"] == 8
 
 
+def test_a_defender_measures_on_its_reference_what_others_do_on_the_nonmembers(lab: Any) -> None:
+    answers = lab.defended(OneHot())
+    usual = MeasureUtility(seed=3, answers=answers, baseline=lab.plain)
+    task = replace(usual, judge="defender")
+    assert task.key != usual.key
+    assert usual.key == replace(usual, judge="members").key
+    found, split, y = lab.facts(task), lab.bench.split(lab.split), lab.dataset.y
+    for column, rows in (("train_accuracy", split.members), ("test_accuracy", split.reference_val)):
+        right = lab.plain.of(rows, lab.bench).argmax(axis=1) == y[rows]
+        assert found[column] == pytest.approx(right.mean(), abs=1e-12)
+    c_NC = lab.plain.of(split.reference_val, lab.bench)
+    distortion = 2 * (1 - c_NC.max(axis=1))
+    assert found["l1_distortion"] == pytest.approx(distortion.mean(), abs=1e-12)
+    assert found["l1_distortion_p95"] == pytest.approx(np.quantile(distortion, 0.95), abs=1e-12)
+    right = c_NC.argmax(axis=1) == y[split.reference_val]
+    # A one-hot answer is sure of itself: its calibration error is its error rate.
+    assert found["ece"] == pytest.approx(1 - right.mean(), abs=1e-9)
+    assert found["l1_distortion"] != lab.facts(usual)["l1_distortion"]
+
+
 def test_utility_of_the_undefended_costs_nothing(lab: Any) -> None:
     task = MeasureUtility(seed=3, answers=lab.plain, baseline=lab.plain)
     found = lab.facts(task)

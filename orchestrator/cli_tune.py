@@ -1,0 +1,174 @@
+"""The command that searches: tune."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator._console import (
+    DEFAULT_STORE,
+    FAILED,
+    DataDir,
+    Debug,
+    Errors,
+    Name,
+    Set,
+    StoreOption,
+    TrackingOption,
+    find_data_dir,
+    find_store,
+    find_tracking,
+    make_console,
+    refuse,
+    say,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.compare import Studied
+
+__all__ = ["tune"]
+
+
+def tune(
+    name: Name,
+    store: StoreOption = DEFAULT_STORE,
+    data_dir: DataDir = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Only say which fields mattered in the trials there are."),
+    ] = False,
+    judge: Annotated[
+        bool,
+        typer.Option(
+            "--judge/--no-judge", help="Have points of the front judged by held-out attackers."
+        ),
+    ] = True,
+    study_uri: Annotated[
+        str | None,
+        typer.Option(
+            "--study-uri",
+            metavar="URI",
+            help="Database of studies, which several drivers may share; default: a file in the "
+            "store.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", metavar="N", min=1, help="Ray workers; default one per core."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address", metavar="HOST:PORT", help="A running Ray cluster; default: start one."
+        ),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float,
+        typer.Option(
+            "--gpus-per-worker", metavar="X", min=0.0, help="Share of a GPU a worker owns."
+        ),
+    ] = 0.0,
+    inline: Annotated[
+        bool, typer.Option("--inline", help="One process, no Ray; breakpoints work.")
+    ] = False,
+    tracking_uri: TrackingOption = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            "--journal",
+            metavar="FILE",
+            help="Append a line to this file for every task start and end.",
+        ),
+    ] = None,
+    overrides: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Search a defense's hyper-parameters, and judge what was found by attackers no trial saw.
+
+    Trials see the defender's own records (members and reference) and the tuning attackers of the
+    file's block `tune`. Points of the front are then judged on the evaluation records by the
+    file's own attacks; how much more those get tells how far the search was fooled. The same
+    command resumes, and goes on where `tune.trials` has grown. A file with the key `compare` has
+    several studies searched and drawn together. Exit codes are those of `run`.
+
+    [bold]Examples[/bold]
+
+      sfumato tune tune_purifier_location
+
+      sfumato tune tune_purifier_location --set tune.trials=60 --workers 8
+
+      sfumato tune tune_purifier_location --explain
+
+      sfumato tune compare_fronts
+    """
+    console = make_console()
+    with Errors(debug, resumes=not explain):
+        if inline and (workers or address or gpus_per_worker):
+            refuse("--inline runs in this process; drop --workers, --address, --gpus-per-worker")
+        data_dir, root = find_data_dir(data_dir), find_store(store)
+        from orchestrator.compare import load_studies
+        from orchestrator.loop import Options
+
+        comparison, experiments = load_studies(name, overrides or (), data_dir)
+        options = Options(
+            store=root,
+            data_dir=data_dir,
+            executor="inline" if inline else "auto",
+            address=address,
+            workers=workers,
+            gpus_per_worker=gpus_per_worker,
+            tracking_uri=find_tracking(tracking_uri),
+            journal=journal.absolute() if journal else None,
+        )
+        from orchestrator.compare import explain_study, run_study
+        from orchestrator.progress import for_console
+        from orchestrator.study_storage import StudyAway
+
+        try:
+            if explain:
+                for experiment in experiments:
+                    explain_study(console, experiment, options, study_uri)
+                return
+            Errors.begun = True
+            done = [
+                run_study(console, each, options, for_console, study_uri, judge=judge)
+                for each in experiments
+            ]
+        except StudyAway as error:
+            refuse(str(error))
+        if comparison is not None:
+            from orchestrator.compare import print_comparison
+
+            print_comparison(console, comparison, done, root)
+        _print_end(console, name, store, done)
+        if any(one.broken for one in done):
+            raise typer.Exit(FAILED)
+
+
+def _print_end(console: "Console", name: str, store: Path, done: "list[Studied]") -> None:
+    from rich.text import Text
+
+    at = "" if store == DEFAULT_STORE else f" --store {store}"
+    console.print()
+    for one in done:
+        for path in one.figures:
+            if path.suffix == ".png":
+                console.print(f"figure:  {path}", soft_wrap=True)
+        for what, written in one.files.items():
+            console.print(f"{what + ':':<8} {written}", soft_wrap=True)
+        for warning in one.warnings:
+            say(f"warning: {warning}")
+        if one.stopped:
+            say(f"stopped: {one.stopped}")
+    hints: dict[str, str] = {}
+    chosen = [one.files["chosen"] for one in done if "chosen" in one.files]
+    if chosen:
+        hints[f"sfumato run {chosen[0]}{at}"] = "the chosen point as an experiment of its own"
+    hints[f"sfumato tune {name}{at} --explain"] = "which fields mattered"
+    hints[f"sfumato query{at} 'SELECT * FROM fooled'"] = "how far each point fooled the search"
+    hints[f"sfumato ui{at}"] = "the studies in Optuna's dashboard, the history in MLflow"
+    for i, (command, what) in enumerate(hints.items()):
+        line = Text("next:    " if i == 0 else " " * 9)
+        console.print(line.append(command, style="bold").append(f"  {what}"), soft_wrap=True)

@@ -1,0 +1,224 @@
+"""The searched fields of a defense: their kinds, their conditions, and defenses made of values."""
+
+import json
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Union, get_args, get_origin
+
+from orchestrator.entries import DefenseEntry
+from orchestrator.tune_entry import Dimension, TuneEntry
+from tasks import plugins
+
+__all__ = ["Axis", "Suggests", "axes", "defended_by", "grid_of", "suggest"]
+
+_SCALARS = bool | int | float | str | None
+
+
+class Suggests(Protocol):
+    """What a trial of Optuna's offers."""
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float: ...
+
+    def suggest_int(
+        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
+    ) -> int: ...
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A searched field.
+
+    Attributes:
+        key: as the space names it, which is also Optuna's name for it.
+        stage: which defense of the chain.
+        field: of the defense.
+        dimension: its range.
+        whole: whether it takes whole numbers only.
+    """
+
+    key: str
+    stage: int
+    field: str
+    dimension: Dimension
+    whole: bool
+
+    def suggest(self, trial: Suggests) -> Any:
+        """A value from a trial."""
+        dimension = self.dimension
+        if dimension.choices is not None:
+            told = trial.suggest_categorical(self.key, self.shown)
+            return dimension.choices[self.shown.index(told)]
+        low, high, step = dimension.low, dimension.high, dimension.step
+        assert low is not None
+        assert high is not None
+        if self.whole:
+            return trial.suggest_int(
+                self.key, int(low), int(high), step=int(step or 1), log=dimension.log
+            )
+        return trial.suggest_float(
+            self.key,
+            float(low),
+            float(high),
+            step=None if step is None else float(step),
+            log=dimension.log,
+        )
+
+    @property
+    def shown(self) -> list[Any]:
+        """Choices as Optuna can keep them: lists and mappings as JSON."""
+        assert self.dimension.choices is not None
+        return [v if isinstance(v, _SCALARS) else json.dumps(v) for v in self.dimension.choices]
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value of the field is in the range."""
+        dimension = self.dimension
+        if dimension.choices is not None:
+            return value in dimension.choices
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        assert dimension.low is not None
+        assert dimension.high is not None
+        if not dimension.low <= value <= dimension.high:
+            return False
+        steps = 0.0 if dimension.step is None else (value - dimension.low) / dimension.step
+        return abs(steps - round(steps)) < 1e-9
+
+    def kept(self, value: Any) -> Any:
+        """A value of the field as Optuna keeps it."""
+        choices = self.dimension.choices
+        return value if choices is None else self.shown[choices.index(value)]
+
+
+def axes(tune: TuneEntry) -> tuple[Axis, ...]:
+    """The searched fields in the order given.
+
+    Raises:
+        ValueError: a key that names no field, or a condition that cannot be decided; the message
+            begins with the key.
+    """
+    found: list[Axis] = []
+    for key, dimension in tune.space.items():
+        stage, field = _place(tune.defense, key)
+        cls = plugins.defense(tune.defense[stage].name)
+        if field not in cls.model_fields:
+            raise ValueError(
+                f"{key}: '{tune.defense[stage].name}' has no field '{field}'; it has "
+                f"{', '.join(cls.model_fields)}"
+            )
+        whole = _is_whole(cls.model_fields[field].annotation)
+        numbers = [n for n in (dimension.low, dimension.high, dimension.step) if n is not None]
+        if whole and any(number != int(number) for number in numbers):
+            raise ValueError(f"{key}: takes whole numbers, got {numbers}")
+        for other in dimension.when:
+            _place(tune.defense, other)
+            if other in tune.space and other not in [axis.key for axis in found]:
+                raise ValueError(f"{key}: when names '{other}', which must stand before it")
+        found.append(Axis(key, stage, field, dimension, whole))
+    return tuple(found)
+
+
+def _place(chain: Sequence[DefenseEntry], key: str) -> tuple[int, str]:
+    """Which defense of a chain a key means, and which of its fields."""
+    name, dot, field = key.rpartition(".")
+    if not dot:
+        if len(chain) == 1:
+            return 0, key
+        raise ValueError(
+            f"{key}: a chain of {' and '.join(e.name for e in chain)} needs DEFENSE.{key}"
+        )
+    named = [i for i, entry in enumerate(chain) if name in (entry.name, entry.label)]
+    if len(named) != 1:
+        known = ", ".join(entry.label or entry.name for entry in chain)
+        raise ValueError(f"{key}: '{name}' is not one defense of the chain; it has {known}")
+    return named[0], field
+
+
+def _is_whole(annotation: Any) -> bool:
+    """Whether a field is of whole numbers, perhaps or None."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+        return bool(kinds) and all(map(_is_whole, kinds))
+    return annotation is int
+
+
+def suggest(
+    trial: Suggests, searched: Sequence[Axis], given: Mapping[tuple[int, str], Any]
+) -> dict[str, Any]:
+    """Values by key, of the fields whose conditions hold.
+
+    Args:
+        trial: of Optuna's; what it has suggested before it suggests again.
+        searched: in an order in which conditions can be decided.
+        given: (stage, field) -> value of fields that are not searched.
+    """
+    values: dict[str, Any] = {}
+    for axis in searched:
+        if _holds(axis, values, searched, given):
+            values[axis.key] = axis.suggest(trial)
+    return values
+
+
+def _holds(
+    axis: Axis,
+    values: Mapping[str, Any],
+    searched: Sequence[Axis],
+    given: Mapping[tuple[int, str], Any],
+) -> bool:
+    places = {other.key: (other.stage, other.field) for other in searched}
+    for key, wanted in axis.dimension.when.items():
+        if key in places:
+            if key not in values:
+                return False  # its own condition does not hold
+            value = values[key]
+        else:
+            value = given.get((axis.stage, key.rpartition(".")[2]))
+        if value not in (wanted if isinstance(wanted, list) else [wanted]):
+            return False
+    return True
+
+
+def defended_by(
+    chain: Sequence[DefenseEntry],
+    searched: Sequence[Axis],
+    values: Mapping[str, Any],
+    label: str | None = None,
+) -> list[DefenseEntry]:
+    """The chain with values in place of its own, called `label` as a whole."""
+    made = []
+    for stage, entry in enumerate(chain):
+        own = {a.field: values[a.key] for a in searched if a.stage == stage and a.key in values}
+        changes: dict[str, Any] = {"params": {**entry.params, **own}}
+        if label is not None and len(chain) == 1:
+            changes["label"] = label
+        elif label is not None:
+            changes["label"] = f"{entry.name} {label}"
+        made.append(entry.model_copy(update=changes))
+    return made
+
+
+def grid_of(searched: Sequence[Axis]) -> dict[str, list[Any]]:
+    """All values of every axis, for a grid.
+
+    Raises:
+        ValueError: for a range without steps; the message begins with the key.
+    """
+    grid: dict[str, list[Any]] = {}
+    for axis in searched:
+        dimension = axis.dimension
+        if dimension.choices is not None:
+            grid[axis.key] = axis.shown
+            continue
+        step = dimension.step or (1 if axis.whole and not dimension.log else None)
+        if step is None:
+            raise ValueError(f"{axis.key}: a grid needs choices, or low and high with a step")
+        assert dimension.low is not None
+        assert dimension.high is not None
+        count = int((dimension.high - dimension.low) / step + 1e-9) + 1
+        values = [dimension.low + i * step for i in range(count)]
+        grid[axis.key] = [int(value) if axis.whole else float(value) for value in values]
+    return grid
