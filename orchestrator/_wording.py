@@ -17,6 +17,7 @@ from orchestrator.entries import (
     SplitSizes,
 )
 from orchestrator.source import Problem, nearest
+from orchestrator.tune_entry import Dimension, Objective, TuneEntry
 
 __all__ = ["field_problem", "kind_problems", "problem_of"]
 
@@ -50,6 +51,9 @@ _MODELS: Mapping[str, type[BaseModel]] = {
     BY_COLUMN: SplitColumn,
     "generator": Generator,
     "reference": ReferenceEntry,
+    "tune": TuneEntry,
+    "space": Dimension,
+    "objectives": Objective,
 }
 
 

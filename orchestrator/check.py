@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from defenses.base import Defense
 from orchestrator._attack_checks import Asked, attack_problems
 from orchestrator._plugin_fields import endless, fields, repeated, suffixes
+from orchestrator._tune_checks import read_tune, tune_problems
 from orchestrator._wording import field_problem, kind_problems, problem_of
 from orchestrator.config import Experiment
 from orchestrator.data_attacks import data_problems
@@ -26,6 +27,7 @@ from orchestrator.entries import (
 )
 from orchestrator.references import reference_problems
 from orchestrator.source import ConfigError, Problem, read
+from orchestrator.tune_entry import TuneEntry
 from storage import datasets
 from tasks import architectures, plugins
 
@@ -122,7 +124,18 @@ def check(raw: Mapping[str, Any], data_dir: Path | None) -> list[Problem]:
     problems += attack_problems(asked, mine, readable, data_dir)
     problems += _not_owned(parts.attacks, [entry for entry, _ in readable])
     problems += data_problems(parts.attacks, parts.seeds[0], readable)
+    if (tune := read_tune(raw)) is not None:
+        chain = _Chain("tune.defense", [*_tuned(tune)], whole=True)
+        problems += _defenses(replace(parts, chains=[chain]), known)
+        seed = (tune.seeds or parts.seeds)[0]
+        problems += tune_problems(tune, parts.attacks, readable, parts.preset, seed, data_dir)
     return problems
+
+
+def _tuned(tune: TuneEntry) -> Iterator[tuple[str, DefenseEntry]]:
+    alone = len(tune.defense) == 1
+    for i, entry in enumerate(tune.defense):
+        yield "tune.defense" if alone else f"tune.defense[{i}]", entry
 
 
 def _parts(raw: Mapping[str, Any]) -> _Parts:

@@ -200,11 +200,10 @@ def print_comparison(
         table.add_column(name, justify="left" if name == "study" else "right", overflow="fold")
     fronts = []
     for one in done:
-        front = front_of(one.experiment, one.points, one.judged, _defense(one))
-        if front is None:
+        front = front_of(one.points, one.judged, _defense(one), _COLUMNS, _DIRECTIONS)
+        if front is None or not one.points.feasible.any():
             console.print(
-                f"{one.experiment.name} is left out: its objectives are not attack_accuracy and "
-                "test_accuracy, or no trial is complete"
+                f"{one.experiment.name} is left out: no trial of it holds all constraints"
             )
             continue
         fronts.append(front)
@@ -212,7 +211,7 @@ def print_comparison(
         table.add_row(
             one.experiment.name,
             str(len(one.found.rows)),
-            str(int(one.points.front.sum())),
+            str(int(front.on_front_N.sum())),
             f"{_volume(front.values_N2[one.points.feasible]):.4f}",
             f"{_volume(_held_out(one.judged)):.4f}" if one.judged else "-",
             _percent(chosen, "held_out_accuracy"),
@@ -235,7 +234,7 @@ def _defense(one: Studied) -> str:
     return "+".join(entry.name for entry in one.experiment.tune.defense)
 
 
-_COLUMNS = ("attack_accuracy", "test_accuracy")
+_COLUMNS: tuple[str, str] = ("attack_accuracy", "test_accuracy")
 _DIRECTIONS: tuple[Direction, Direction] = ("minimize", "maximize")
 
 

@@ -22,17 +22,17 @@ from orchestrator.figures_tune import (
     draw_importances,
     draw_parallel,
 )
-from orchestrator.front import RULES, hypervolume, reference_point
+from orchestrator.front import RULES, Direction, hypervolume, nondominated, reference_point
 from orchestrator.judge import Points
 from orchestrator.progress import spell_seconds
 from orchestrator.study import Search
 from orchestrator.tune import Found
-from orchestrator.tune_entry import TuneEntry
+from orchestrator.tune_entry import COLUMNS, TuneEntry
 
 __all__ = ["draw_figures", "front_of", "print_explained", "print_judged", "print_search"]
 
 _NAMES = {
-    "attack_accuracy": "worst tuning attacker's accuracy",
+    "attack_accuracy": "worst attacker's accuracy",
     "test_accuracy": "test accuracy",
 }
 
@@ -206,24 +206,41 @@ def print_explained(
     console.print(table)
 
 
-def front_of(
-    experiment: Experiment, points: Points, judged: Sequence[Mapping[str, Any]], name: str
-) -> Front | None:
-    """A study's first objective against its test accuracy, as `draw_fronts` takes it."""
-    tune = _tune(experiment)
+def axes_of(tune: TuneEntry) -> tuple[str, str]:
+    """The two columns a study's front is drawn by: privacy, and what it costs."""
     columns = [objective.column for objective in tune.objectives]
-    if "test_accuracy" not in columns or "attack_accuracy" not in columns or not len(points.rows):
+    others = [column for column in columns if column != "attack_accuracy"]
+    return "attack_accuracy", others[0] if others else "test_accuracy"
+
+
+def front_of(
+    points: Points,
+    judged: Sequence[Mapping[str, Any]],
+    name: str,
+    columns: tuple[str, str],
+    directions: tuple[Direction, Direction],
+) -> Front | None:
+    """A study's trials by two columns, as `draw_fronts` takes them; None without any.
+
+    Args:
+        points: the trials.
+        judged: what held-out attackers made of some; shown where the second column is the test
+            accuracy.
+        name: of the front.
+        columns: of the table `trials`, or objectives.
+        directions: of the columns.
+    """
+    if not len(points.rows):
         return None
-    x, y = columns.index("attack_accuracy"), columns.index("test_accuracy")
-    pairs = [
-        ("attack_accuracy_low", "attack_accuracy_high"),
-        ("test_accuracy_low", "test_accuracy_high"),
-    ]
-    ends = [
-        np.array([[float(row[pair[end]]) for pair in pairs] for row in points.rows])
-        for end in (0, 1)
-    ]
-    at = {row["label"]: row for row in judged}
+    values = np.array([[_of_trial(row, column) for column in columns] for row in points.rows])
+    on_front = np.zeros(len(values), dtype=bool)
+    if points.feasible.any():
+        on_front[points.feasible] = nondominated(values[points.feasible], directions)
+    low, high = (
+        np.array([[_of_trial(row, f"{column}_{end}") for column in columns] for row in points.rows])
+        for end in ("low", "high")
+    )
+    at = {row["label"]: row for row in judged} if columns[1] == "test_accuracy" else {}
     told, references = [], {}
     for i in range(len(points.rows)):
         row = at.pop(points.label(i), None)
@@ -232,16 +249,16 @@ def front_of(
     for label, row in at.items():
         if not _missing(row.get("held_out_accuracy")):
             references[str(label)] = _pair(row, "")
-    return Front(
-        name,
-        points.values[:, [x, y]],
-        points.front,
-        ends[0],
-        ends[1],
-        points.chosen,
-        told,
-        references,
-    )
+    return Front(name, values, on_front, low, high, points.chosen, told, references)
+
+
+def _of_trial(row: Mapping[str, Any], column: str) -> float:
+    """A column of a trial, or an objective; NaN where it has none."""
+    value = row.get(column)
+    named = list(row["objective_columns"])
+    if value is None and column in named:
+        value = row["objectives"][named.index(column)]
+    return math.nan if value is None else float(value)
 
 
 def _pair(row: Mapping[str, Any], end: str) -> tuple[float, float]:
@@ -265,13 +282,17 @@ def draw_figures(
     if not len(points.rows):
         return []
     written: list[Path] = []
-    front = front_of(experiment, points, judged, "+".join(e.name for e in tune.defense))
-    if front is not None:
+    x, y = axes_of(tune)
+    ways = (COLUMNS[x][1], COLUMNS[y][1])
+    front = front_of(points, judged, "+".join(e.name for e in tune.defense), (x, y), ways)
+    if front is not None and points.front.any():
         written += draw_fronts(
             [front],
             folder / "front",
-            x_title="worst attacker's accuracy",
-            y_title="test accuracy",
+            x_title=_NAMES.get(x, x),
+            y_title=_NAMES.get(y, y),
+            directions=ways,
+            percent=(_is_share(x), _is_share(y)),
         )
     written += _history(tune, found, folder)
     assert found.search is not None

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Union, get_args, get_origin
 
+from orchestrator._problem import nearest
 from orchestrator.entries import DefenseEntry
 from orchestrator.tune_entry import Dimension, TuneEntry
 from tasks import plugins
@@ -106,9 +107,10 @@ def axes(tune: TuneEntry) -> tuple[Axis, ...]:
         stage, field = _place(tune.defense, key)
         cls = plugins.defense(tune.defense[stage].name)
         if field not in cls.model_fields:
+            near = nearest(field, list(cls.model_fields))
             raise ValueError(
-                f"{key}: '{tune.defense[stage].name}' has no field '{field}'; it has "
-                f"{', '.join(cls.model_fields)}"
+                f"{key}: '{tune.defense[stage].name}' has no field '{field}'"
+                f"{near or '; it has ' + ', '.join(cls.model_fields)}"
             )
         whole = _is_whole(cls.model_fields[field].annotation)
         numbers = [n for n in (dimension.low, dimension.high, dimension.step) if n is not None]
