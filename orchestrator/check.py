@@ -75,6 +75,9 @@ def load_experiment(
         ConfigError: with every problem found.
     """
     content = read(name)
+    if "compare" in content.raw and "datasets" not in content.raw:
+        message = f"is a comparison of studies, which `sfumato tune {name}` searches and draws"
+        raise ConfigError(str(content.path), [content.located(Problem("compare", message))])
     for override in overrides:
         content.set(override)
     content.raw.setdefault("name", content.path.stem)
