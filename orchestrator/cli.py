@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator import cli_ask, cli_care, cli_data, cli_tune, cli_ui
+from orchestrator import cli_ask, cli_care, cli_cluster, cli_data, cli_tune, cli_ui
 from orchestrator._console import (
     DEFAULT_STORE,
     FAILED,
@@ -212,6 +212,7 @@ for command in _COMMANDS:
     add(app, command)
 add(app, cli_data.list_, "list")
 app.add_typer(cli_data.data_app, name="data")
+app.add_typer(cli_cluster.cluster_app, name="cluster")
 
 
 def _print_end(

@@ -39,12 +39,10 @@ def tune(
         bool,
         typer.Option("--explain", help="Only say which fields mattered in the trials there are."),
     ] = False,
-    judge: Annotated[
+    no_judge: Annotated[
         bool,
-        typer.Option(
-            "--judge/--no-judge", help="Have points of the front judged by held-out attackers."
-        ),
-    ] = True,
+        typer.Option("--no-judge", help="Have no points judged by held-out attackers."),
+    ] = False,
     study_uri: Annotated[
         str | None,
         typer.Option(
@@ -133,7 +131,7 @@ def tune(
                 return
             Errors.begun = True
             done = [
-                run_study(console, each, options, for_console, study_uri, judge=judge)
+                run_study(console, each, options, for_console, study_uri, judge=not no_judge)
                 for each in experiments
             ]
         except StudyAway as error:

@@ -1,7 +1,7 @@
 """What no experiment of a store needs, and its removal."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def survey(store: Store, data_dir: Path | None, forgotten: Sequence[str] = ()) -
                 title = form.experiment if form.current else form.title
                 unplanned[title] = str(error) or type(error).__name__
     of_trials = store.tables.frame("trials")["task_keys"].dropna()
-    trials = _followed(store, (key for keys in of_trials for key in keys), set())
+    trials = _followed(store, [key for keys in of_trials for key in keys], set())
     needed = trials.union(*needs.values())
     artifacts = [piece for piece in pieces if piece.what == "artifact" and piece.key in needed]
     loose = [piece for piece in pieces if not piece.key or piece.key not in needed]
@@ -222,7 +222,7 @@ def _planned(store: Store, form: Form, data_dir: Path | None) -> set[str]:
     return set(make_plan(load_experiment(str(form.file), (), data_dir), data_dir).tasks)
 
 
-def _followed(store: Store, keys: Iterable[str], whole: set[str]) -> set[str]:
+def _followed(store: Store, keys: Collection[str], whole: set[str]) -> set[str]:
     """`whole`, and `keys` with everything they were made from."""
     needed, open_ = whole.union(keys), list(set(keys) - whole)
     while open_:

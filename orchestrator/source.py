@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -129,13 +130,15 @@ def _find(name: str) -> Path:
     except OSError as error:
         message = f"cannot be read: {error.strerror}; name a YAML file"
         raise ConfigError(name, [Problem("", message)]) from None
-    listed = ", ".join(known)
+    listed = "`sfumato list experiments` names what is packaged"
     if is_folder:
-        message = f"is a folder; name a YAML file in it, or a packaged experiment ({listed})"
+        message = f"is a folder; name a YAML file in it; {listed}"
     elif path.suffix in (".yaml", ".yml") or "/" in name:
-        message = f"there is no such file (looked in {Path.cwd()}); packaged are: {listed}"
+        message = f"there is no such file (looked in {Path.cwd()}); {listed}"
     else:
-        message = f"is neither a packaged experiment ({listed}) nor a file{nearest(name, known)}"
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else listed
+        message = f"is neither a packaged experiment nor a file; {hint}"
     raise ConfigError(name or "(no name)", [Problem("", message)])
 
 

@@ -2,8 +2,10 @@
 
 import json
 import types
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Protocol, Union, get_args, get_origin
 
 from orchestrator._problem import nearest
@@ -11,7 +13,7 @@ from orchestrator.entries import DefenseEntry
 from orchestrator.tune_entry import Dimension, TuneEntry
 from tasks import plugins
 
-__all__ = ["Axis", "Suggests", "axes", "defended_by", "grid_of", "suggest"]
+__all__ = ["Axis", "Suggests", "axes", "defended_by", "grid_of", "start", "suggest"]
 
 _SCALARS = bool | int | float | str | None
 
@@ -40,6 +42,7 @@ class Axis:
         field: of the defense.
         dimension: its range.
         whole: whether it takes whole numbers only.
+        conditions: (stage, field, values): searched only where that field has one of them.
     """
 
     key: str
@@ -47,6 +50,7 @@ class Axis:
     field: str
     dimension: Dimension
     whole: bool
+    conditions: tuple[tuple[int, str, list[Any]], ...] = ()
 
     def suggest(self, trial: Suggests) -> Any:
         """A value from a trial."""
@@ -57,17 +61,32 @@ class Axis:
         low, high, step = dimension.low, dimension.high, dimension.step
         assert low is not None
         assert high is not None
-        if self.whole:
-            return trial.suggest_int(
-                self.key, int(low), int(high), step=int(step or 1), log=dimension.log
+        with warnings.catch_warnings():
+            # Steps need not end at `high`: Optuna then ends a range where they do, and says so.
+            warnings.filterwarnings("ignore", "The distribution is specified by")
+            if self.whole:
+                return trial.suggest_int(
+                    self.key, int(low), int(high), step=int(step or 1), log=dimension.log
+                )
+            return trial.suggest_float(
+                self.key,
+                float(low),
+                float(high),
+                step=None if step is None else float(step),
+                log=dimension.log,
             )
-        return trial.suggest_float(
-            self.key,
-            float(low),
-            float(high),
-            step=None if step is None else float(step),
-            log=dimension.log,
-        )
+
+    @property
+    def stepped(self) -> list[Any]:
+        """The values of a range with steps, of which the last may be below its end."""
+        low, high = self.dimension.low, self.dimension.high
+        step = self.dimension.step or 1
+        assert low is not None
+        assert high is not None
+        # In decimals, as 3 * 0.1 is not 0.3.
+        first, last, by = (Decimal(str(number)) for number in (low, high, step))
+        values = [first + i * by for i in range(int((last - first) // by) + 1)]
+        return [int(value) if self.whole else float(value) for value in values]
 
     @property
     def shown(self) -> list[Any]:
@@ -79,7 +98,7 @@ class Axis:
         """Whether a value of the field is in the range."""
         dimension = self.dimension
         if dimension.choices is not None:
-            return value in dimension.choices
+            return _plain(value) in dimension.choices
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         assert dimension.low is not None
@@ -92,7 +111,12 @@ class Axis:
     def kept(self, value: Any) -> Any:
         """A value of the field as Optuna keeps it."""
         choices = self.dimension.choices
-        return value if choices is None else self.shown[choices.index(value)]
+        return value if choices is None else self.shown[choices.index(_plain(value))]
+
+
+def _plain(value: Any) -> Any:
+    """As YAML has it, to which a tuple is a list."""
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
 
 
 def axes(tune: TuneEntry) -> tuple[Axis, ...]:
@@ -116,12 +140,30 @@ def axes(tune: TuneEntry) -> tuple[Axis, ...]:
         numbers = [n for n in (dimension.low, dimension.high, dimension.step) if n is not None]
         if whole and any(number != int(number) for number in numbers):
             raise ValueError(f"{key}: takes whole numbers, got {numbers}")
-        for other in dimension.when:
-            _place(tune.defense, other)
-            if other in tune.space and other not in [axis.key for axis in found]:
-                raise ValueError(f"{key}: when names '{other}', which must stand before it")
-        found.append(Axis(key, stage, field, dimension, whole))
+        if twin := next((a.key for a in found if (a.stage, a.field) == (stage, field)), None):
+            raise ValueError(f"{key}: is the same field as {twin}; keep one")
+        conditions = tuple(_condition(tune, key, dimension, found))
+        found.append(Axis(key, stage, field, dimension, whole, conditions))
     return tuple(found)
+
+
+def _condition(
+    tune: TuneEntry, key: str, dimension: Dimension, before: Sequence[Axis]
+) -> Iterator[tuple[int, str, list[Any]]]:
+    for other, wanted in dimension.when.items():
+        try:
+            stage, field = place = _place(tune.defense, other)
+        except ValueError as error:
+            raise ValueError(f"{key}: when names {error}") from None
+        known = list(plugins.defense(tune.defense[stage].name).model_fields)
+        if field not in known:
+            near = nearest(field, known) or f"; it has {', '.join(known)}"
+            name = tune.defense[stage].name
+            raise ValueError(f"{key}: when names '{other}', but '{name}' has no such field{near}")
+        searched = [_place(tune.defense, name) for name in tune.space]
+        if place in searched and place not in [(axis.stage, axis.field) for axis in before]:
+            raise ValueError(f"{key}: when names '{other}', which must stand before it")
+        yield stage, field, wanted if isinstance(wanted, list) else [wanted]
 
 
 def _place(chain: Sequence[DefenseEntry], key: str) -> tuple[int, str]:
@@ -165,21 +207,32 @@ def suggest(
     return values
 
 
+def start(searched: Sequence[Axis], given: Mapping[tuple[int, str], Any]) -> dict[str, Any] | None:
+    """The defense as given, as Optuna keeps it; None if the space does not hold it."""
+    values: dict[str, Any] = {}
+    for axis in searched:
+        value = given[axis.stage, axis.field]
+        if not _holds(axis, values, searched, given):
+            continue
+        if not axis.holds(value):
+            return None
+        values[axis.key] = value
+    return {axis.key: axis.kept(values[axis.key]) for axis in searched if axis.key in values}
+
+
 def _holds(
     axis: Axis,
     values: Mapping[str, Any],
     searched: Sequence[Axis],
     given: Mapping[tuple[int, str], Any],
 ) -> bool:
-    places = {other.key: (other.stage, other.field) for other in searched}
-    for key, wanted in axis.dimension.when.items():
-        if key in places:
-            if key not in values:
-                return False  # its own condition does not hold
-            value = values[key]
-        else:
-            value = given.get((axis.stage, key.rpartition(".")[2]))
-        if value not in (wanted if isinstance(wanted, list) else [wanted]):
+    keys = {(other.stage, other.field): other.key for other in searched}
+    for stage, field, wanted in axis.conditions:
+        key = keys.get((stage, field))
+        if key is not None and key not in values:
+            return False  # its own condition does not hold
+        value = given.get((stage, field)) if key is None else values[key]
+        if _plain(value) not in wanted:
             return False
     return True
 
@@ -218,9 +271,5 @@ def grid_of(searched: Sequence[Axis]) -> dict[str, list[Any]]:
         step = dimension.step or (1 if axis.whole and not dimension.log else None)
         if step is None:
             raise ValueError(f"{axis.key}: a grid needs choices, or low and high with a step")
-        assert dimension.low is not None
-        assert dimension.high is not None
-        count = int((dimension.high - dimension.low) / step + 1e-9) + 1
-        values = [dimension.low + i * step for i in range(count)]
-        grid[axis.key] = [int(value) if axis.whole else float(value) for value in values]
+        grid[axis.key] = axis.stepped
     return grid

@@ -82,19 +82,21 @@ class Search:
         return [trial for trial in self.trials() if trial.state in _FINISHED]
 
     def elsewhere(self) -> list[FrozenTrial]:
-        """Trials that other drivers, living ones, are at."""
+        """Trials that other drivers are at, or were until they died."""
         running = [t for t in self.trials() if t.state == TrialState.RUNNING]
-        return [t for t in running if t.number not in self._mine and self._lives(t)]
+        return [t for t in running if t.number not in self._mine]
 
     # -- ask ----------------------------------------------------------------------------------
 
-    def adopt(self) -> Ask | None:
+    def adopt(self, most: int) -> Ask | None:
         """A trial whose driver is dead, if there is one."""
-        for trial in self.trials():
-            orphan = trial.state == TrialState.RUNNING and trial.number not in self._mine
-            if orphan and not self._lives(trial):
+        for trial in self.elsewhere():
+            if not self._lives(trial):
                 self._claim(trial._trial_id, trial.number)
-                return Ask(Trial(self.study, trial._trial_id), adopted=True)
+                ask = Ask(Trial(self.study, trial._trial_id), adopted=True)
+                # It may have died before it saw that there were enough.
+                if _DRIVER in trial.user_attrs or not self._is_surplus(ask, most):
+                    return ask
         return None
 
     def ask(self, most: int) -> Ask | None:
@@ -102,15 +104,19 @@ class Search:
         counted = [t for t in self.trials() if t.state != TrialState.WAITING]
         if len(counted) >= most or self._exhausted():
             return None
-        trial = self.study.ask()
-        self._claim(trial._trial_id, trial.number)
-        before = [t for t in self.trials() if t.number < trial.number]
-        if len(before) >= most:  # two drivers asked at once
-            trial.set_user_attr(_SURPLUS, True)
-            self.study.tell(trial, state=TrialState.FAIL)
-            self._mine.discard(trial.number)
-            return None
-        return Ask(trial)
+        ask = Ask(self.study.ask())
+        self._claim(ask.trial._trial_id, ask.number)
+        return None if self._is_surplus(ask, most) else ask
+
+    def _is_surplus(self, ask: Ask, most: int) -> bool:
+        """Whether there are enough trials before this one, as two drivers asked at once: end it."""
+        before = [t for t in self.trials() if t.number < ask.number]
+        if len(before) < most:
+            return False
+        ask.trial.set_user_attr(_SURPLUS, True)
+        self.study.tell(ask.number, state=TrialState.FAIL)
+        self._mine.discard(ask.number)
+        return True
 
     def start_with(self, values: Mapping[str, Any]) -> None:
         """Have these values tried first, unless something was tried before."""
@@ -249,9 +255,15 @@ class _Seeded(BaseSampler):  # type: ignore[misc]  # Optuna's types are not foll
 
     def _of(self, trial: FrozenTrial) -> BaseSampler:
         if trial.number not in self._made:
-            seed = stream(self._tune.seed, f"tune.sampler/{self._tune.sampler}", trial.number)
-            self._made[trial.number] = _sampler(self._tune, self._searched, seed % 2**32)
+            self._made[trial.number] = self._make(trial.number)
         return self._made[trial.number]
+
+    def _make(self, number: int, name: str = "") -> BaseSampler:
+        place = f"tune.sampler/{self._tune.sampler}"
+        # A grid is shuffled by the seed, and its trials are numbers of places in it.
+        at = 0 if self._tune.sampler == "grid" else number
+        seed = stream(self._tune.seed, f"{place}/{name}" if name else place, at)
+        return _sampler(self._tune, self._searched, seed % 2**32)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -274,7 +286,10 @@ class _Seeded(BaseSampler):  # type: ignore[misc]  # Optuna's types are not foll
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        return self._of(trial).sample_independent(study, trial, param_name, param_distribution)
+        # By a sampler of its own: what a killed driver drew before would shift what is drawn next.
+        grid = self._tune.sampler == "grid"
+        sampler = self._of(trial) if grid else self._make(trial.number, param_name)
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def reseed_rng(self) -> None:
         """Seeds are those of the trials."""

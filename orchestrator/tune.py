@@ -221,14 +221,10 @@ class _Driver:
 
     def _start(self) -> None:
         """The defense as given is tried first, if the space holds it."""
-        if not self.tune.start:
+        if not self.tune.start or self.tune.sampler == "grid":  # a grid has it, in its turn
             return
-        values = {
-            axis.key: axis.kept(self.given[axis.stage, axis.field])
-            for axis in self.searched
-            if axis.holds(self.given[axis.stage, axis.field])
-        }
-        if len(values) == len(self.searched):
+        values = space.start(self.searched, self.given)
+        if values is not None:
             self.found.start_with(values)
 
     def more(self) -> bool:
@@ -252,7 +248,9 @@ class _Driver:
             return
         while len(self.flights) < room and self.outcome.stopped is None:
             late = self.until is not None and time.monotonic() > self.until
-            ask = self.found.adopt() or (None if late else self.found.ask(self.tune.trials))
+            ask = self.found.adopt(self.tune.trials) or (
+                None if late else self.found.ask(self.tune.trials)
+            )
             if ask is None:
                 self.looked = time.monotonic()
                 return
@@ -326,7 +324,9 @@ class _Driver:
         if values is None:
             return None
         if len(values) == 1:
-            flight.ask.trial.report(values[0], step=flight.part.num_seeds)
+            trial, step = flight.ask.trial, flight.part.num_seeds
+            if step not in trial.storage.get_trial(trial._trial_id).intermediate_values:
+                trial.report(values[0], step=step)  # else by a driver that was killed
             if not flight.last and flight.ask.trial.should_prune():
                 return f"{self.tune.prune} pruner after {flight.part.num_seeds} seeds"
             return None

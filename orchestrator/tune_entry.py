@@ -1,5 +1,6 @@
 """The `tune:` block of an experiment file: what is searched, by whom it is judged, how long."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +42,9 @@ _CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)
 _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 # Both strict: true and '3' are no numbers, and 1 stays a whole one.
-Number = Annotated[int, Field(strict=True)] | Annotated[float, Field(strict=True)]
+Number = (
+    Annotated[int, Field(strict=True)] | Annotated[float, Field(strict=True, allow_inf_nan=False)]
+)
 
 
 class Dimension(Entry):
@@ -68,6 +71,9 @@ class Dimension(Entry):
         if self.choices is not None:
             if self.log or self.step is not None:
                 raise ValueError("log and step belong to low and high, not to choices")
+            told = [json.dumps(value, sort_keys=True, default=str) for value in self.choices]
+            if len(set(told)) < len(told):
+                raise ValueError(f"choices {self.choices}: each can be there once")
             return self
         if self.low is None or self.high is None:
             raise ValueError("low and high go together")
@@ -77,6 +83,8 @@ class Dimension(Entry):
             raise ValueError(f"log needs low above 0, got {self.low}")
         if self.step is not None and (self.log or self.step <= 0):
             raise ValueError("step must be above 0, and does not go with log")
+        if self.step is not None and self.step > self.high - self.low:
+            raise ValueError(f"step ({self.step}) must be at most high - low")
         return self
 
     @property

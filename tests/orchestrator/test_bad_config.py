@@ -72,7 +72,7 @@ def test_a_file_of_100_mb_is_refused_without_being_read(place: Any) -> None:
 
 
 def test_files_that_are_none(place: Any) -> None:
-    place.refused(place.run_file(str(place.folder)), str(place.folder), "a folder", "quickstart")
+    place.refused(place.run_file(str(place.folder)), str(place.folder), "a folder", "sfumato list experiments")
     place.refused(place.run_file("quickstrat"), "'quickstart'")
     place.refused(place.run_file("\x1b[31m.yaml"), "\\x1b[31m.yaml", "no such file")
     place.refused(place.run_file("x" * 5000), "File name too long", "YAML file")
@@ -86,7 +86,7 @@ def test_an_experiment_that_is_not_there_as_a_process_of_its_own(place: Any) -> 
     said = done.stdout + done.stderr
     assert done.returncode == 2, said
     assert "Traceback" not in said
-    for part in ("nothing.yaml", "no such file", "quickstart"):
+    for part in ("nothing.yaml", "no such file", "sfumato list experiments"):
         assert part in said
 
 

@@ -80,6 +80,7 @@ class Twins:
     folder: Path
     split: splits.Split
     history: Path
+    quiet: Any
 
     def path(self, which: str) -> Path:
         return self.folder / which / "clinic.parquet"
@@ -91,7 +92,8 @@ class Twins:
         shutil.copy(self.history, folder / "store")
         file = folder / "tiny.yaml"
         file.write_text(yaml.safe_dump(content(self.path(which), judge, **keys)))
-        outcome = run(load_experiment(str(file)), Options(folder / "store", "inline"), Silent())
+        options = Options(store=folder / "store", executor="inline")
+        outcome = run(load_experiment(str(file)), options, self.quiet())
         assert not outcome.failed, outcome.failed
         store, found = Store(folder / "store"), {}
         for table in TABLES:
@@ -102,24 +104,8 @@ class Twins:
         return found
 
 
-class Silent:
-    """Progress that tells nothing."""
-
-    def begin(self, prepared: Any) -> None: ...
-
-    def started(self, worker: str, task: Any) -> None: ...
-
-    def finished(self, worker: str, task: Any, seconds: float) -> None: ...
-
-    def failed(self, worker: str, task: Any, error: str) -> None: ...
-
-    def note(self, message: str) -> None: ...
-
-    def end(self) -> None: ...
-
-
 @pytest.fixture(scope="module")
-def twins(tmp_path_factory: pytest.TempPathFactory, new_history: Path) -> Twins:
+def twins(tmp_path_factory: pytest.TempPathFactory, new_history: Path, quiet: Any) -> Twins:
     folder = tmp_path_factory.mktemp("twins")
     for which in ("clean", "poisoned"):
         (folder / which).mkdir()
@@ -127,7 +113,7 @@ def twins(tmp_path_factory: pytest.TempPathFactory, new_history: Path) -> Twins:
     frame.to_parquet(folder / "clean" / "clinic.parquet")
     split = divided(content(folder / "clean" / "clinic.parquet", "defender"))
     poisoned(frame, split).to_parquet(folder / "poisoned" / "clinic.parquet")
-    return Twins(folder, split, new_history)
+    return Twins(folder, split, new_history, quiet)
 
 
 def divided(raw: dict[str, Any]) -> splits.Split:

@@ -146,7 +146,7 @@ def test_flags_are_explained_under_the_table_only(undisturbed):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--filter", "acuracy > 0.6"], "did you mean 'attack_accuracy'?"),
+        (["--filter", "attack_acuracy > 0.6"], "did you mean 'attack_accuracy'?"),
         (["--filter", "label = x' or 'a' = 'a"], "--filter label = x' or"),
         (["--sort", "dateset"], "did you mean 'dataset'?"),
         (["--columns", "auc,labl"], "did you mean 'label'?"),

@@ -389,3 +389,146 @@ def test_finished_without_workers_only_if_no_work_is_left():
     assert State(PLAN, done=[*PLAN, "of another plan"]).finished
     assert not State(PLAN).finished
     assert State(PLAN).waiting == len(PLAN)
+
+
+class Growing(World):
+    """A world to which jobs are added while others run."""
+
+    def __init__(self, jobs, max_attempts=3):
+        super().__init__({}, max_attempts)
+        self.all = jobs
+
+    def grow(self, asked, done=()):
+        """Add jobs; of those known that are done all but `done` turn out to be gone."""
+        new = {key: self.all[key] for key in asked if key not in self.jobs}
+        gone = [key for key in asked if key in self.exists and key not in done]
+        self.jobs = {**self.jobs, **new}
+        for key, job in new.items():
+            self.inputs[key] = list(dict.fromkeys(job.inputs))
+            self.lost[key] = self.damages[key] = 0
+        self.exists |= set(done) & new.keys()
+        for key in gone:
+            self.exists.remove(key)
+            self.damages[key] += 1
+            self.failed |= {key} if self.damages[key] > self.max_attempts else set()
+        self.given_up = {w: k for w, k in self.given_up.items() if k not in gone}
+        self.priority, self.rank = self.longest, list(self.jobs).index
+        told = self.state.add({key: self.all[key] for key in asked}, done)
+        for run in told:
+            assert run.worker not in self.running
+            assert run.key == self.choice(run.worker)
+            self.running[run.worker] = run.key
+            self.started.append(run.key)
+        assert self.state.running == self.running
+        assert self.state.done == self.exists
+        assert set(self.state.failed) == self.failed
+        assert set(self.state.blocked) == self.blocked()
+
+    def longest(self, key):
+        below = [user for user, job in self.jobs.items() if key in job.inputs]
+        return self.jobs[key].seconds + max(map(self.longest, below), default=0.0)
+
+
+def portion(jobs, keys):
+    """These jobs and all they need, in the order of the plan."""
+    inputs = {key: job.inputs for key, job in jobs.items()}
+    wanted = set(keys).union(*(ancestors(inputs, key) for key in keys))
+    return [key for key in jobs if key in wanted]
+
+
+@settings(max_examples=200, deadline=None)
+@given(plans(most=12), st.sampled_from([1, 2, 3, 20]), st.data())
+def test_jobs_added_at_any_moment_obey_the_slow_account(jobs, max_attempts, data):
+    """Some are done before they are added, and some that were done are gone when asked again."""
+    world = Growing(jobs, max_attempts)
+    world.live([("join", 0)] * data.draw(st.integers(0, 3)))
+    for _ in range(data.draw(st.integers(1, 5))):
+        asked = portion(jobs, data.draw(st.lists(st.sampled_from(sorted(jobs)), max_size=4)))
+        there = data.draw(st.sets(st.sampled_from(asked))) if asked else set()
+        if data.draw(st.integers(0, 2)):  # mostly nothing is gone
+            there |= world.exists & set(asked)
+        world.grow(asked, there)
+        world.live(data.draw(histories(*STEPS, most=12)))
+    world.end()
+    assert set(world.jobs) == world.exists | world.failed | world.blocked()
+
+
+def outcome(state, broken):
+    """Run all there is with one more worker; what is in `broken` raises."""
+    told = state.handle(WorkerJoined("last"))
+    while state.running:
+        worker, key = next(iter(state.running.items()))
+        event = TaskFailed(worker, key, "no") if key in broken else TaskDone(worker, key)
+        told = state.handle(event)
+    assert told == []
+    assert state.finished
+    return state.done, set(state.failed), set(state.blocked)
+
+
+@settings(max_examples=100, deadline=None)
+@given(plans(most=12), st.data())
+def test_portions_end_as_all_at_once_and_have_the_same_priorities(jobs, data):
+    broken = data.draw(st.sets(st.sampled_from(sorted(jobs)), max_size=2))
+    state, world = State({}), World(jobs)
+    state.handle(WorkerJoined("w"))
+    for keys in data.draw(st.lists(st.lists(st.sampled_from(sorted(jobs)), max_size=3))):
+        state.add({key: jobs[key] for key in portion(jobs, keys)}, state.done)
+        known = World({key: jobs[key] for key in state._priority})
+        assert state._priority == {key: known.priority(key) for key in state._priority}
+        for worker, key in [*state.running.items()][: data.draw(st.integers(0, 1))]:
+            lost = TaskFailed(worker, key, "no") if key in broken else TaskDone(worker, key)
+            state.handle(lost)
+    state.add(jobs, state.done)
+    assert state._priority == {key: world.priority(key) for key in jobs}
+    assert outcome(state, broken) == outcome(State(jobs), broken)
+
+
+@settings(max_examples=30, deadline=None)
+@given(plans(most=45, widest=1), st.integers(1, 3), st.data())
+def test_the_choice_is_the_rule_in_wide_plans_that_grow(jobs, workers, data):
+    """A job that is waited for by a longer path than before is where that puts it."""
+    world = Growing(jobs)
+    world.live([("join", 0)] * workers)
+    step = max(1, len(jobs) // 4)
+    for at in range(0, len(jobs), step):
+        asked = portion(jobs, list(jobs)[: at + step])
+        world.grow(asked, world.exists)
+        world.live(data.draw(histories("join", "finish", most=4)))
+    world.end()
+    assert world.exists == set(jobs)
+
+
+def test_what_was_done_and_is_gone_runs_again_and_what_needs_it_waits():
+    state = State({"target": Job(), "gap": Job(("target",))}, done=["target", "gap"])
+    state.handle(WorkerJoined("w"))
+    assert state.finished
+    jobs = {"target": Job(), "lira": Job(("target",))}
+    assert state.add(jobs) == [Run("w", "target")]
+    assert state.done == {"gap"}
+    assert state.handle(TaskDone("w", "target")) == [Run("w", "lira")]
+    assert state.attempts == {"target": 1}
+
+
+def test_a_job_above_a_failed_or_blocked_one_is_blocked():
+    state = State({"target": Job(), "answers": Job(("target",))})
+    state.handle(WorkerJoined("w"))
+    state.handle(TaskFailed("w", "target", "no"))
+    assert state.add({"gap": Job(("answers",)), "own": Job(), "both": Job(("own", "gap"))}) == [
+        Run("w", "own")
+    ]
+    assert state.blocked == dict.fromkeys(["answers", "gap", "both"], "target")
+    state.handle(TaskDone("w", "own"))
+    assert state.finished
+
+
+def test_jobs_that_cannot_be_added_are_refused_and_change_nothing():
+    state = State({"target": Job(seconds=5)})
+    with pytest.raises(ValueError, match="'gap' needs 'answers', which is not in the plan"):
+        state.add({"gap": Job(("target", "answers"))})
+    with pytest.raises(ValueError, match="need each other"):
+        state.add({"a": Job(("b", "target")), "b": Job(("a",))})
+    assert state.waiting == 1
+    assert state._priority == {"target": 5}
+    assert state.handle(WorkerJoined("w")) == [Run("w", "target")]
+    state.handle(TaskDone("w", "target"))
+    assert state.finished

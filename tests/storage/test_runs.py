@@ -74,7 +74,7 @@ def test_conditions_join() -> None:
 @pytest.mark.parametrize(
     ("condition", "said"),
     [
-        ("acuracy > 0.6", "did you mean 'attack_accuracy'"),
+        ("attack_acuracy > 0.6", "did you mean 'attack_accuracy'"),
         ("auc > high", "'high' is none; write e.g. auc > 0.6"),
         ("auc > nan", "'nan' is none"),
         ("auc LIKE 0.5", "auc is a number and takes = !="),

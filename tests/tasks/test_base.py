@@ -298,7 +298,9 @@ def test_a_description_explains_its_key() -> None:
     for task in EXAMPLES.values():
         content = json.loads(task.description)
         assert content["kind"] == type(task).__name__
-        told = {f.name for f in fields(task) if not (f.metadata and getattr(task, f.name) is None)}
+        told = {
+            f.name for f in fields(task) if not f.metadata or getattr(task, f.name) != f.default
+        }
         assert set(content["fields"]) == told
         assert len(task.key) == 64
 
