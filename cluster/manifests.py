@@ -7,6 +7,7 @@ quoted words before that. So no value is ever pasted into a text that something 
 
 import math
 import shlex
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,7 @@ def _kuberay(wanted: Wanted) -> str:
     command = ["sfumato", "run", "--address", "auto", *options]
     spec["entrypoint"] = _Quoted(shlex.join(command))
     ray = spec["rayClusterSpec"]
+    ray["rayVersion"] = _Quoted(metadata.version("ray"))  # the image's, as it is ours
     if wanted.secret is not None:
         match("--secret", wanted.secret, OBJECT)
         ray["authOptions"]["secretName"] = _Quoted(wanted.secret)

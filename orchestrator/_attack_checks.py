@@ -157,6 +157,6 @@ def _population(
     for given, dataset in readable:
         try:
             split = given.division(seed, dataset.content_hash).divide(dataset)
-            rows_for_shadow(split, seed, defended=entry.adaptive)
+            rows_for_shadow(split, seed, defended=entry.adaptive, judge=given.judge)
         except ValueError as error:
             yield Problem(f"{path}.shadow_data", f"{given.name}: {error}")

@@ -63,6 +63,12 @@ def tune_problems(
         if defense.grid:
             message = "a search spans no grid; give the field a range in tune.space"
             yield Problem(f"tune.defense[{i}].grid", message)
+        if defense.reference and defense.reference.source not in ("reference", "members", "random"):
+            message = (
+                f"records of '{defense.reference.source}' are drawn so that none equals a "
+                "nonmember, which a search must not know; give reference, members or random"
+            )
+            yield Problem(f"tune.defense[{i}].reference", message)
     # What the defender is measured on must be its own: as where a dataset says judge: defender.
     own = [(e.model_copy(update={"judge": "defender"}), dataset) for e, dataset in readable]
     stages = [(f"tune.defense[{i}]", entry) for i, entry in enumerate(tune.defense)]

@@ -125,7 +125,6 @@ def check(raw: Mapping[str, Any], data_dir: Path | None) -> list[Problem]:
     mine = {name for parsed in parts.chains for name in called([e for _, e in parsed.stages])}
     asked = Asked(parts.attacks, parts.preset, parts.adaptive, parts.seeds[0])
     problems += attack_problems(asked, mine, readable, data_dir)
-    problems += _not_owned(parts.attacks, [entry for entry, _ in readable])
     problems += data_problems(parts.attacks, parts.seeds[0], readable)
     if (tune := read_tune(raw)) is not None:
         chain = _Chain("tune.defense", [*_tuned(tune)], whole=True)
@@ -234,20 +233,6 @@ def _divide(entry: DatasetEntry, dataset: datasets.Dataset, seed: int) -> None:
             )
     if not len(split.judged(entry.judge)[0]):
         raise ValueError("leaves no distinct records to judge; make it larger")
-
-
-def _not_owned(
-    attacks: Sequence[tuple[str, AttackEntry]], entries: Sequence[DatasetEntry]
-) -> Iterator[Problem]:
-    """Records that no attack has where a defender judges by what it owns itself."""
-    names = [entry.name for entry in entries if entry.judge == "defender"]
-    for path, attack in attacks:
-        if names and attack.shadow_data == "population":
-            message = (
-                f"'{names[0]}' is judged by its defender (judge: defender), who has members and "
-                "reference but no population; use 'known', or judge members"
-            )
-            yield Problem(f"{path}.shadow_data", message)
 
 
 def _target(

@@ -48,6 +48,11 @@ def status(
 
         found = compare(make_plan(experiment, data_dir), Store(root), repair=False)
         print_status(console, found, Store(root))
+        if experiment.tune is not None:
+            from orchestrator.report_tune import print_trials
+            from orchestrator.tune import study_name
+
+            print_trials(console, experiment, study_name(experiment, data_dir), Store(root))
 
 
 def timeline(

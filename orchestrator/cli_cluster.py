@@ -106,12 +106,11 @@ def template(
 
     [bold]Examples[/bold]
 
-      sfumato cluster template slurm --workers 3 --cpus 16 --time 4:00:00 --out job.sh
+      sfumato cluster template slurm --workers 3 --time 4:00:00 --out job.sh
 
-      sfumato cluster template kuberay --image registry.example/sfumato:1 --workers 1:8
+      sfumato cluster template kuberay --image my/sfumato:1 --workers 1:8
 
-      sfumato cluster template ray-up --provider local --hosts 10.0.0.1,10.0.0.2
-      --image registry.example/sfumato:1 --store /shared/store
+      sfumato cluster template ray-up --image my/sfumato:1 --store /shared
     """
     with Errors(debug):
         from cluster.manifests import KINDS, render

@@ -25,16 +25,32 @@ from orchestrator.figures_tune import (
 from orchestrator.front import RULES, Direction, hypervolume, nondominated, reference_point
 from orchestrator.judge import Points
 from orchestrator.progress import spell_seconds
+from orchestrator.resume import Store
 from orchestrator.study import Search
 from orchestrator.tune import Found
 from orchestrator.tune_entry import COLUMNS, TuneEntry
 
-__all__ = ["draw_figures", "front_of", "print_explained", "print_judged", "print_search"]
+__all__ = [
+    "draw_figures",
+    "front_of",
+    "print_explained",
+    "print_judged",
+    "print_search",
+    "print_trials",
+]
 
 _NAMES = {
     "attack_accuracy": "worst attacker's accuracy",
     "test_accuracy": "test accuracy",
 }
+
+
+def print_trials(console: Console, experiment: Experiment, study: str, store: Store) -> None:
+    """Print how far a search is, from the table of its trials; a driver may be at it."""
+    trials = store.tables.frame("trials")
+    states = trials.loc[trials["study"] == study, "state"].value_counts().to_dict()
+    told = ", ".join(f"{count} {state}" for state, count in states.items()) or "none yet"
+    console.print(f"trials of {study}: {told}, of {_tune(experiment).trials}")
 
 
 def print_search(console: Console, experiment: Experiment, found: Found, points: Points) -> None:

@@ -41,7 +41,8 @@ def _now(view: str) -> str:
 READY = {
     "mean_results": f"""
         SELECT experiment, dataset, label, attack_label, count(DISTINCT seed) AS num_seeds,
-            {_means(_RATES, _RATES)}, {_FLAGS}, {_GROUP}
+            {_means(_RATES, _RATES)}, {_means("epsilon_lower_bound epsilon_one_run")},
+            any_value(effort) AS effort, {_FLAGS}, {_GROUP}
         FROM results GROUP BY ALL
         ORDER BY experiment, dataset, current DESC, label, attack_label, service, settings""",
     "mean_utility": f"""

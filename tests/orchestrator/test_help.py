@@ -17,7 +17,11 @@ from orchestrator._console import flowing
 from orchestrator.cli import app
 
 COMMANDS = [[c.name or c.callback.__name__] for c in app.registered_commands]
-COMMANDS += [["data", c.name] for c in app.registered_groups[0].typer_instance.registered_commands]
+COMMANDS += [
+    [group.name, command.name]
+    for group in app.registered_groups
+    for command in group.typer_instance.registered_commands
+]
 WIDTH = 80
 
 

@@ -35,7 +35,8 @@ class Drawn:
     """Suggests what it is told to, and remembers what it was asked for."""
 
     def __init__(self, **values: Any) -> None:
-        self.values, self.asked = values, []  # type: dict[str, Any], list[str]
+        self.values = values
+        self.asked: list[str] = []
 
     def suggest_float(self, name: str, *_: Any, **__: Any) -> float:
         return float(self._told(name))
