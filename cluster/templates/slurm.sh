@@ -45,7 +45,8 @@ if ((memory_mib > 0)); then
   shared+=(--memory=$((memory_mib * 734003)) --object-store-memory=$((memory_mib * 209715)))
 fi
 
-# Runs on every node, around `ray start`. Ray makes sockets in the folder, whose path must be short.
+# Runs on every node, around `ray start`. Ray makes sockets in its folder, whose path must be short,
+# and opens that folder to all: it lies in one that is ours alone.
 # shellcheck disable=SC2016  # expanded on the node
 on_node='
 set -u
@@ -54,7 +55,7 @@ shift
 mkdir -p -- "$temp" && chmod 700 -- "$temp" ||
   { echo "error: $temp on $(hostname) is not ours" >&2; exit 1; }
 trap : TERM # comes to ray too; what that leaves is removed after it
-"$@" --temp-dir="$temp"
+"$@" --temp-dir="$temp/ray"
 code=$?
 rm -rf -- "$temp"
 exit $code
