@@ -242,7 +242,8 @@ def test_what_a_defender_does_not_own_is_refused(
     own = [{**data, "judge": "defender"}]
     (problem,) = check(content(twins.path("clean"), "", **keys, datasets=own), None)
     assert problem.path == place
-    assert "clinic" in problem.message and "judge: defender" in problem.message
+    assert "clinic" in problem.message
+    assert "judge: defender" in problem.message
     assert message in problem.message
     assert check(content(twins.path("clean"), "", **keys, datasets=[data]), None) == []
 
