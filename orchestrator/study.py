@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 from optuna.study import Study
@@ -30,7 +30,7 @@ __all__ = ["Ask", "Search", "open_search", "told_of"]
 
 BEAT_S = 10.0
 SILENT_S = 60.0  # a driver on another machine that was not heard of for this long is dead
-_DRIVER, _SURPLUS, _TOLD = "driver", "surplus", "row"
+_DRIVER, _SURPLUS, _TOLD, _DRAWN = "driver", "surplus", "row", "drawn"
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -268,6 +268,8 @@ class _Seeded(BaseSampler):  # type: ignore[misc]  # Optuna's types are not foll
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
+        if (kept := trial.system_attrs.get(_DRAWN)) is not None:
+            return {name: json_to_distribution(told) for name, (told, _) in kept.items()}
         space: dict[str, BaseDistribution] = self._of(trial).infer_relative_search_space(
             study, trial
         )
@@ -276,7 +278,17 @@ class _Seeded(BaseSampler):  # type: ignore[misc]  # Optuna's types are not foll
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
+        if (kept := trial.system_attrs.get(_DRAWN)) is not None:
+            return {name: search_space[name].to_external_repr(v) for name, (_, v) in kept.items()}
         drawn: dict[str, Any] = self._of(trial).sample_relative(study, trial, search_space)
+        # Kept before the first is used: to the samplers a trial with some of its values set is
+        # another one, so who takes it over could not draw the rest of them again.
+        told = {
+            name: [distribution_to_json(spread), spread.to_internal_repr(drawn[name])]
+            for name, spread in search_space.items()
+            if name in drawn
+        }
+        study._storage.set_trial_system_attr(trial._trial_id, _DRAWN, told)
         return drawn
 
     def sample_independent(

@@ -35,10 +35,12 @@ folder=${SLURM_SUBMIT_DIR:-$PWD}/.sfumato-$job
 ) || die "cannot write to $folder; submit from a folder of yours that all nodes see"
 unset RAY_AUTH_TOKEN RAY_ADDRESS
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token RAY_USAGE_STATS_ENABLED=0
+# Else Ray's nodes, told to end, wait half a minute for a head that is told so too.
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
 
 # Jobs that share a node must not share ports; all of these lie below those the kernel gives away.
 port=$((20000 + 2 * (job % 6000)))
-shared=(--num-cpus="$cpus" --num-gpus="$gpus" --disable-usage-stats --block
+shared=(--num-cpus="$cpus" --num-gpus="$gpus" --disable-usage-stats --block --log-color=false
   --min-worker-port=0 --max-worker-port=0)
 if ((memory_mib > 0)); then
   # Ray looks at the machine, not at the job's part of it.
@@ -85,7 +87,7 @@ finish() {
     kill -TERM "$step" 2> /dev/null
   done
   for step in "${steps[@]}"; do
-    while kill -0 "$step" 2> /dev/null && ((tenths++ < 200)); do sleep 0.1; done
+    while kill -0 "$step" 2> /dev/null && ((tenths++ < 300)); do sleep 0.1; done
     kill -KILL "$step" 2> /dev/null
   done
   rm -rf -- "$folder"

@@ -1,6 +1,7 @@
 """The script for Slurm, run: its nodes are processes of this machine, its commands stand-ins."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -183,7 +184,7 @@ def test_the_script_runs_an_experiment_on_two_nodes(job: Job, await_gone: AwaitG
     assert seen == (0o700, {"token": (0o600, 64)}), said
     assert temporary == [0o700, 0o700]
     assert "all 2 nodes joined" in said
-    assert "on 2 workers" in said
+    assert re.search(r"7 tasks run in \d+ s on [12] worker", said), said  # the first may do it all
     assert (job.folder / "the store" / "tables" / "results").is_dir()
     steps = (job.folder / "steps").read_text().splitlines()
     assert steps == ["1 1 node1", "1 1 node1", "1 1 node2"]

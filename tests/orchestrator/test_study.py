@@ -35,6 +35,9 @@ GRID = {"swapper": [True, False], "latent": {"low": 2, "high": 4}, "hidden": SPA
 def block(**keys: Any) -> TuneEntry:
     raw = {"defense": "purifier", "space": SPACE, "attacks": ["gap"], "startup": 4}
     raw |= {"space": GRID} if keys.get("sampler") == "grid" else {}
+    raw |= (
+        {"startup": 8} if keys.get("sampler") == "gp" else {}
+    )  # after which a trial takes seconds
     raw |= {"population": 4, "constraints": ["l1_distortion <= 0.3", "test_accuracy >= 0.5"]}
     return TuneEntry.model_validate({**raw, **keys})
 
@@ -110,8 +113,8 @@ def test_every_sampler_works_and_stays_in_the_space(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         search = drivers(block(sampler=sampler))
-        found = run(search, 12)
-    assert len(found) == 12
+        found = run(search, most := 10 if sampler == "gp" else 12)
+    assert len(found) == most
     assert capfd.readouterr() == ("", "")
     for values in found:
         for axis in search._searched:
@@ -121,11 +124,11 @@ def test_every_sampler_works_and_stays_in_the_space(
             sampler == "grid"
         )
     ended = search.finished()
-    assert [trial.number for trial in ended] == list(range(12))
+    assert [trial.number for trial in ended] == list(range(most))
     for trial, values in zip(ended, found, strict=True):
         assert trial.values == measured(values)[0]
         assert list(trial.constraints.values()) == measured(values)[1]
-    assert len({str(values) for values in found}) >= 10  # neither stuck, nor all alike
+    assert len({str(values) for values in found}) >= most - 2  # neither stuck, nor all alike
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
