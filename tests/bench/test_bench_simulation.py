@@ -161,7 +161,7 @@ def kept(tmp_path: Path) -> Iterator[Path]:
 def test_makespan(benchmark: Any, keep: Any, kept: Path, num_workers: int) -> None:
     """Without timing, a small one that shows the same; with it, the whole cluster.
 
-    With 1,000 workers the longest path is what bounds the makespan, with a quarter of them the work.
+    With 1,000 workers the longest path bounds the makespan, with a quarter of them the work.
     """
     small = benchmark.disabled
     num_tasks = NUM_TASKS
