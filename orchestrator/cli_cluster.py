@@ -159,4 +159,4 @@ def template(
             out.write_text(text, encoding="utf-8")
 
 
-add(cluster_app, template)
+add(cluster_app, template, "template")

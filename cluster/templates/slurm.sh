@@ -14,8 +14,7 @@ gpus=0
 memory_mib=0
 container=()
 # -- what follows is the same for everyone ---------------------------------------------------------
-set -u
-
+# No `set -u`: to the bash of older systems an empty array is unset.
 die() {
   echo "error: $*" >&2
   exit 1
@@ -82,13 +81,14 @@ launch() { # ROLE NODES NUMBER COMMAND...
 run=
 finish() {
   trap '' TERM INT
-  local step tenths=0
-  for step in ${run:+"$run"} "${steps[@]}"; do
-    kill -TERM "$step" 2> /dev/null
+  local pid pids tenths=0
+  pids=$(jobs -p)
+  for pid in $pids; do
+    kill -TERM "$pid" 2> /dev/null
   done
-  for step in "${steps[@]}"; do
-    while kill -0 "$step" 2> /dev/null && ((tenths++ < 300)); do sleep 0.1; done
-    kill -KILL "$step" 2> /dev/null
+  for pid in $pids; do
+    while kill -0 "$pid" 2> /dev/null && ((tenths++ < 300)); do sleep 0.1; done
+    kill -KILL "$pid" 2> /dev/null
   done
   rm -rf -- "$folder"
 }
@@ -143,10 +143,12 @@ while kill -0 "$run" 2> /dev/null; do
 done
 [ -z "$stopping" ] || exit 143
 wait "$run" || die "the nodes did not come together"
+run=
 echo "all ${#nodes[@]} nodes joined"
 
 "${container[@]}" sfumato run --address "$ip:$port" "${options[@]}" &
 run=$!
+[ -z "$stopping" ] || kill -TERM "$run"
 code=0
 wait "$run" || code=$?
 while kill -0 "$run" 2> /dev/null; do # a signal ended the wait, not the run

@@ -143,6 +143,7 @@ def scripted(folder: Path) -> str:
             workers=(1, 1),
             cpus=1,
             memory_mib=2048,
+            setup=("declare -i num=1", 'echo "prepared $num of job $SLURM_JOB_ID"'),
         ),
     )
 
@@ -158,6 +159,19 @@ def test_shellcheck_has_no_objection(tmp_path: Path) -> None:
         command = ["shellcheck", "--severity=warning", "-"]
         ran = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
         assert ran.returncode == 0, ran.stdout
+
+
+def refusal(address: str) -> str:
+    """What someone else on the node is told, who has a token but not the job's."""
+    guest = (
+        "from cluster.base import ClusterUnreachable\n"
+        "from cluster.ray_start import join\n"
+        f"try: join('{address}', 60.0)\n"
+        "except ClusterUnreachable as error: print(error)\n"
+    )
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    command = [sys.executable, "-c", guest]
+    return subprocess.run(command, env=environment, capture_output=True, text=True).stdout
 
 
 @pytest.mark.ray
@@ -177,12 +191,18 @@ def test_the_script_runs_an_experiment_on_two_nodes(job: Job, await_gone: AwaitG
                         for path in job.secrets.iterdir()
                     },
                 )
+                # Held here, it does not clear away what the guest is to find.
+                running.send_signal(signal.SIGSTOP)
+                refused = refusal(said.split("starting Ray at ")[1].split()[0])
+                running.send_signal(signal.SIGCONT)
                 temporary = [path.stat().st_mode & 0o777 for path in job.left()[:2]]
         assert running.wait(60) == 0, said
     finally:
         running.kill()
     assert seen == (0o700, {"token": (0o600, 64)}), said
     assert temporary == [0o700, 0o700]
+    assert "refused our token" in refused
+    assert "prepared 1 of job" in said
     assert "all 2 nodes joined" in said
     assert re.search(r"7 tasks run in \d+ s on [12] worker", said), said  # the first may do it all
     assert (job.folder / "the store" / "tables" / "results").is_dir()
@@ -199,12 +219,15 @@ def test_the_time_limit_ends_it_cleanly(job: Job, await_gone: AwaitGone) -> None
     running = job.start(scripted(job.folder))
     try:
         assert running.stdout is not None
+        said = ""
         for line in running.stdout:
-            if "nodes joined" in line:
+            said += line
+            if "tasks to run" in line:
                 running.send_signal(signal.SIGTERM)
-        assert running.wait(60) in (130, 143)
+        assert running.wait(60) == 130, said
     finally:
         running.kill()
+    assert "the same command resumes" in said
     assert not await_gone(marked(job.mark), 20)
     assert job.left() == []
 
