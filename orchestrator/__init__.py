@@ -4,6 +4,7 @@ cli.py       the command line: run, plan, and the commands of the next two
 cli_ask.py   commands that ask the store: status, timeline, query, show
 cli_care.py  commands that look after store and machine: gc, doctor
 cli_cluster.py   commands about clusters elsewhere: cluster template
+cli_jobs.py  commands about jobs on a cluster elsewhere: submit, jobs, logs, stop
 cli_data.py  commands that say what there is: list, data list, data check
 cli_tune.py  the command that searches: tune
 cli_ui.py    the command that shows a store in the browser: ui

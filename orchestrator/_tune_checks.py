@@ -79,7 +79,21 @@ def tune_problems(
     asked = Asked(placed, preset, False, seed)
     yield from attack_problems(asked, names, own, data_dir)
     yield from data_problems(placed, seed, own)
+    yield from _about_members(placed)
     yield from _held_out(placed, held_out, preset)
+
+
+def _about_members(tuning: Sequence[tuple[str, AttackEntry]]) -> Iterator[Problem]:
+    """What trials are told apart by is how well members are told."""
+    for path, entry in tuning:
+        if entry.name in plugins.names("attacks"):
+            aim = plugins.aim(plugins.attack(entry.name))
+            if aim != "membership":
+                message = (
+                    f"'{entry.name}' is an attack of {aim}, but a search goes by membership; let "
+                    "it judge what was chosen, among the file's own attacks"
+                )
+                yield Problem(path, message)
 
 
 def _space(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator import cli_ask, cli_care, cli_cluster, cli_data, cli_tune, cli_ui
+from orchestrator import cli_ask, cli_care, cli_cluster, cli_data, cli_jobs, cli_tune, cli_ui
 from orchestrator._console import (
     DEFAULT_STORE,
     FAILED,
@@ -206,6 +206,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
         cli_ask.history,
         cli_ask.show,
     ),
+    *(cli_jobs.submit, cli_jobs.jobs, cli_jobs.logs, cli_jobs.stop),
     *(cli_care.gc, cli_care.doctor, cli_ui.ui),
 )
 for command in _COMMANDS:

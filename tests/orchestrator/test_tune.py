@@ -125,9 +125,9 @@ class Study:
         from mlflow import MlflowClient
 
         client = MlflowClient(f"sqlite:///{self.store.root}/mlflow.db")
-        (experiment,) = [e for e in client.search_experiments() if e.name == "small"]
+        ids = [e.experiment_id for e in client.search_experiments()]
         found: dict[str, list[Any]] = {}
-        for run in client.search_runs([experiment.experiment_id]):
+        for run in client.search_runs(ids):
             found.setdefault(run.data.tags.get("sfumato.task_key", "parent"), []).append(run)
         return found
 
@@ -177,22 +177,21 @@ def test_a_search_has_its_trials_in_the_table(calm: Study) -> None:
     assert [row["number"] for row in rows] == [0, 1, 2, 3]
     assert {row["state"] for row in rows} == {"complete"}
     assert {row["study"] for row in rows} == {study_name(calm.experiment, None)}
-    results, utility = (calm.store.tables.frame(name) for name in ("results", "utility"))
     for row in rows:
         sigma = json.loads(row["params"])["sigma"]
         assert 0 <= sigma <= 1
-        assert json.loads(row["defense_params"])["sigma"] == sigma
+        (made,) = json.loads(row["defense_params"])
+        assert made["sigma"] == sigma
         assert list(row["objective_columns"]) == ["attack_accuracy", "l1_distortion"]
         assert list(row["objectives"]) == [row["attack_accuracy"], row["l1_distortion"]]
         assert row["feasible"]
         # An obvious account of it, from the tables that every run has.
-        mine = results[results["task_key"].isin(row["task_keys"])]
+        mine = calm.store.tables.rows("results", row["task_keys"])
         assert len(mine) == 2
         assert row["attack_accuracy"] == mine["attack_accuracy"].max()
-        (cost,) = utility[utility["task_key"].isin(row["task_keys"])].to_dict("records")
+        (cost,) = calm.store.tables.rows("utility", row["task_keys"]).to_dict("records")
         assert row["l1_distortion"] == cost["l1_distortion"]
         assert row["test_accuracy"] == cost["test_accuracy"]
-    assert rows[0]["attack_accuracy"] > 0.5
 
 
 def test_trials_share_what_does_not_depend_on_their_values(calm: Study) -> None:
@@ -316,8 +315,7 @@ def test_two_workers_draw_and_measure_the_same(study: Callable[..., Study], calm
 
 def attacked(one: Study, row: Mapping[str, Any]) -> int:
     """How many attacks of a trial ran."""
-    results = set(one.store.tables.frame("results")["task_key"])
-    return len(results & set(row["task_keys"]))
+    return len(one.store.tables.rows("results", row["task_keys"]))
 
 
 def test_a_trial_beyond_a_constraint_on_costs_stops_before_any_attack(
@@ -340,8 +338,7 @@ def test_a_trial_beyond_a_constraint_on_costs_stops_before_any_attack(
     assert "l1_distortion is" in pruned["error"]
     assert "beyond <= 0.2" in pruned["error"]
     assert (attacked(one, rows[0.01]), attacked(one, pruned)) == (2, 0)
-    plan = set(pruned["task_keys"])
-    assert not any(key in one.store.artifacts for key in plan - set(pruned["task_key"].split()))
+    assert one.kinds()["RunAttack"] == 2
 
 
 def test_a_constraint_on_attacks_makes_a_trial_infeasible(study: Callable[..., Study]) -> None:
@@ -537,6 +534,12 @@ def executions(one: Study) -> list[tuple[str, str]]:
     return [(line.split()[2], line.split()[4]) for line in lines]
 
 
+def finished_by(one: Study, pid: int) -> int:
+    """How many tasks a driver has finished."""
+    lines = one.journal.read_text().splitlines() if one.journal.exists() else []
+    return sum(line.split()[1:3] == [str(pid), "done"] for line in lines)
+
+
 def repeated(one: Study) -> list[str]:
     """Keys that were started again after they had finished."""
     done: set[str] = set()
@@ -598,7 +601,8 @@ def together(
     second = forker.start(one, *options)
     if kill:
         until = time.monotonic() + 60
-        while len(executions(one)) < 20 and forker.ended(second, 0.001) is None:
+        while finished_by(one, first) < 12:  # a trial, and more
+            assert forker.ended(first, 0.001) is None
             assert time.monotonic() < until
         os.kill(first, signal.SIGKILL)
         assert forker.ended(first, 60) == -signal.SIGKILL
