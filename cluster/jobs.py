@@ -264,10 +264,9 @@ class Jobs:
         here = ".".join(map(str, sys.version_info[:2]))
         theirs = tuple(int(part) for part in version.split(".")[:2])
         if theirs < _OLDEST_PYTHON:
-            oldest = ".".join(map(str, _OLDEST_PYTHON))
             self.notes.append(
-                f"the cluster has Python {version}, Sfumato needs {oldest} or newer: the job will "
-                "fail unless --python names another"
+                f"the cluster has Python {version}, Sfumato needs {_OLDEST_PYTHON[0]}."
+                f"{_OLDEST_PYTHON[1]} or newer: the job will fail unless --python names another"
             )
         elif theirs != sys.version_info[:2]:
             self.notes.append(f"the cluster has Python {version}, this machine {here}")

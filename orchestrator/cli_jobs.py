@@ -15,7 +15,6 @@ from orchestrator._console import (
     Name,
     Set,
     TrackingOption,
-    find_store,
     find_tracking,
     make_console,
     refuse,
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["jobs", "logs", "stop", "submit"]
 
-_HOME_STORE = "sfumato-store"  # in the home folder of who runs the cluster
 Address = Annotated[
     str | None,
     typer.Option(
@@ -120,13 +118,15 @@ def submit(
     """
     console = make_console()
     with Errors(debug):
-        where = _store_there(store)
+        from orchestrator._there import check_secret, store_there
+
+        where = store_there(store)
         if data_dir is not None and not data_dir.startswith("/"):
             refuse(f"--data-dir {data_dir}: say the whole path, as every node sees it")
         if study_uri and not tune:
             refuse("--study-uri is for --tune; drop it")
-        _check_secret("--tracking-uri", find_tracking(tracking_uri))
-        _check_secret("--study-uri", study_uri)
+        check_secret("--tracking-uri", find_tracking(tracking_uri))
+        check_secret("--study-uri", study_uri)
         from cluster.jobs import Jobs, find_address
         from orchestrator._shipment import make_shipment
 
@@ -259,37 +259,6 @@ def _connect(address: str | None) -> "Jobs":
     from cluster.jobs import Jobs, find_address
 
     return Jobs(find_address(address))
-
-
-def _store_there(given: str | None) -> str:
-    """A store as the cluster sees it.
-
-    Raises:
-        ValueError: if `run` would refuse it, or it is relative: the job's folder is removed.
-    """
-    if given is None:
-        return f"~/{_HOME_STORE}"
-    find_store(Path(given))  # which kinds of store there are is its to say
-    if ":/" not in given and not given.startswith(("/", "~/")):
-        refuse(f"--store {given}: say the whole path of a folder that every node sees")
-    return given
-
-
-def _check_secret(option: str, uri: str | None) -> None:
-    """Whoever may list jobs sees the command of each, and its environment."""
-    from storage.tracking import masked
-
-    scheme, _, rest = (uri or "").partition("://")
-    user, at, place = rest.rpartition("@")
-    bare = f"{scheme}://{place}"
-    secret = at and (":" in user or scheme.startswith("http"))  # a user alone may be a token there
-    if uri is not None and (secret or masked(bare) != bare):
-        refuse(
-            f"{option} {masked(uri)!r:.300} holds a secret, which everyone who may list the "
-            "cluster's jobs would see. Write it without, and set on the cluster's nodes "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for an MLflow server, PGUSER "
-            "and PGPASSWORD for PostgreSQL"
-        )
 
 
 def _follow(cluster: "Jobs", job_id: str, at: str) -> NoReturn:

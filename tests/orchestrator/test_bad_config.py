@@ -72,7 +72,9 @@ def test_a_file_of_100_mb_is_refused_without_being_read(place: Any) -> None:
 
 
 def test_files_that_are_none(place: Any) -> None:
-    place.refused(place.run_file(str(place.folder)), str(place.folder), "a folder", "sfumato list experiments")
+    place.refused(
+        place.run_file(str(place.folder)), str(place.folder), "a folder", "sfumato list experiments"
+    )
     place.refused(place.run_file("quickstrat"), "'quickstart'")
     place.refused(place.run_file("\x1b[31m.yaml"), "\\x1b[31m.yaml", "no such file")
     place.refused(place.run_file("x" * 5000), "File name too long", "YAML file")

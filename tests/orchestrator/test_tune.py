@@ -306,8 +306,8 @@ def test_the_defense_as_given_is_the_first_trial_if_the_space_holds_it(
 def test_two_workers_draw_and_measure_the_same(study: Callable[..., Study], calm: Study) -> None:
     two = study()
     found = two.search(executor="ray", workers=2)
-    assert found.outcome.workers == 2
     assert same(two.rows(), calm.rows()) == []
+    assert found.outcome.workers == 2, found.outcome
 
 
 # -- trials that end early ------------------------------------------------------------------------
