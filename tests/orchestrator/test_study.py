@@ -131,7 +131,9 @@ def test_every_sampler_works_and_stays_in_the_space(
     assert len({str(values) for values in found}) >= most - 2  # neither stuck, nor all alike
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler", [pytest.param(s, marks=[pytest.mark.slow] if s == "gp" else []) for s in SAMPLERS]
+)
 def test_what_a_trial_draws_does_not_depend_on_how_often_its_drivers_died(
     tmp_path: Path, sampler: str
 ) -> None:

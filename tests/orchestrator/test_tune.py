@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -401,6 +402,29 @@ def test_with_one_objective_optuna_prunes_after_a_seed(study: Callable[..., Stud
     assert {row["state"] for row in one.search().rows} == {"complete"}
 
 
+def test_a_trial_taken_over_after_it_reported_ends_without_a_warning(
+    study: Callable[..., Study],
+) -> None:
+    one = study(objectives=["l1_distortion"], trials=1)
+    experiment = one.experiment
+    assert experiment.tune is not None
+    searched = space.axes(experiment.tune)
+    storage = open_storage(None, one.store.root)
+    dead = open_search(study_name(experiment, None), storage, experiment.tune, searched, {})
+    ask = dead.ask(1)
+    assert ask is not None
+    values = space.suggest(ask.trial, searched, {})
+    ask.trial.report(0.5, step=1)
+    dead._me = {**dead._me, "began": -1.0}
+    dead._claim(ask.trial._trial_id, 0)
+    dead.close()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "The reported value is ignored")
+        (row,) = one.search().rows
+    assert (row["number"], row["state"]) == (0, "complete")
+    assert json.loads(row["params"]) == values
+
+
 # -- trials that fail -----------------------------------------------------------------------------
 
 
@@ -618,8 +642,8 @@ def together(
 
 
 @pytest.fixture(scope="module")
-def calm_ten(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    made = Study(tmp_path_factory.mktemp("ten"), trials=10)
+def calm_seven(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    made = Study(tmp_path_factory.mktemp("seven"), trials=7)
     made.search()
     return made.rows()
 
@@ -631,10 +655,10 @@ def test_two_drivers_share_a_study(
     kill: bool,
     study: Callable[..., Study],
     forker: Forker,
-    calm_ten: list[dict[str, Any]],
+    calm_seven: list[dict[str, Any]],
     request: pytest.FixtureRequest,
 ) -> None:
     uri = None
     if kind == "postgresql":
         uri = request.getfixturevalue("postgres").new_database()
-    together(study(trials=10), forker, calm_ten, uri, kill=kill)
+    together(study(trials=7), forker, calm_seven, uri, kill=kill)
