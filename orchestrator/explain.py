@@ -103,11 +103,21 @@ def explained(
                     objective.column,
                     mine.get(axis.key, math.nan),
                     math.nan if axis.dimension.choices is not None else _trend(pairs),
-                    _values([json.loads(row["params"]).get(axis.key, "-") for row in front]),
+                    _values([_of(row, axis.key) for row in front]),
                 )
             )
         listed += sorted(told, key=lambda m: -1.0 if math.isnan(m.share) else m.share, reverse=True)
     return listed
+
+
+def _of(row: Mapping[str, Any], key: str) -> Any:
+    """A trial's value of a field as text or number; a dash where it has no such field."""
+    params = json.loads(row["params"])
+    value = params.get(key)
+    if key not in params:
+        return "-"
+    whole = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if whole else json.dumps(value)
 
 
 def _trend(pairs: Sequence[tuple[Any, float]]) -> float:
@@ -126,6 +136,6 @@ def _values(values: Sequence[Any]) -> str:
         return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
     counts: dict[str, int] = {}
     for value in values:
-        counts[json.dumps(value)] = counts.get(json.dumps(value), 0) + 1
+        counts[str(value)] = counts.get(str(value), 0) + 1
     ordered = sorted(counts.items(), key=lambda item: -item[1])
     return ", ".join(f"{name} x{count}" for name, count in ordered)

@@ -306,9 +306,8 @@ def test_the_defense_as_given_is_the_first_trial_if_the_space_holds_it(
 @pytest.mark.ray
 def test_two_workers_draw_and_measure_the_same(study: Callable[..., Study], calm: Study) -> None:
     two = study()
-    found = two.search(executor="ray", workers=2)
+    two.search(executor="ray", workers=2)
     assert same(two.rows(), calm.rows()) == []
-    assert found.outcome.workers == 2, found.outcome
 
 
 # -- trials that end early ------------------------------------------------------------------------
@@ -648,8 +647,15 @@ def calm_seven(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]
     return made.rows()
 
 
-@pytest.mark.parametrize("kill", [False, True], ids=["both live", "one dies"])
-@pytest.mark.parametrize("kind", ["journal", "postgresql"])
+@pytest.mark.parametrize(
+    ("kind", "kill"),
+    [
+        pytest.param("journal", False, id="journal, both live", marks=pytest.mark.slow),
+        pytest.param("journal", True, id="journal, one dies", marks=pytest.mark.slow),
+        pytest.param("postgresql", False, id="postgresql, both live", marks=pytest.mark.slow),
+        pytest.param("postgresql", True, id="postgresql, one dies"),
+    ],
+)
 def test_two_drivers_share_a_study(
     kind: str,
     kill: bool,

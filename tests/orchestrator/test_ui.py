@@ -126,8 +126,8 @@ def free_port() -> int:
 @pytest.mark.parametrize(
     ("number", "code"),
     [
-        (signal.SIGTERM, 0),
         (signal.SIGINT, 0),
+        pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow),
         pytest.param(signal.SIGHUP, 0, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
     ],
