@@ -89,9 +89,9 @@ def tune(
     file's block `tune`. Points of the front are then judged on the evaluation records by the
     file's own attacks; how much more those get tells how far the search was fooled. The same
     command resumes, and goes on where `tune.trials` has grown. A file with the key `compare` has
-    several studies searched and drawn together. Exit code: 0 the trials ended and a point was chosen
-    and judged (trials that failed are told), 1 something of that is missing, 2 bad input, 130
-    interrupted.
+    several studies searched and drawn together. Exit code: 0 the trials ended and a point was
+    chosen and judged (trials that failed are told), 1 something of that is missing, 2 bad input,
+    130 interrupted.
 
     [bold]Examples[/bold]
 

@@ -101,4 +101,4 @@ def test_values_on_the_front_are_told_as_a_range_or_by_count() -> None:
     assert best["noise_scale"] == "0.5 to 1.5"
     assert best["kl_weight"] == "0.25"
     assert best["swapper"] == "true x2, false x1"
-    assert set(best["swap_radius"].split(", ")) == {"null x1", "0.1 x1", '"-" x1'}
+    assert set(best["swap_radius"].split(", ")) == {"null x1", "0.1 x1", "- x1"}
