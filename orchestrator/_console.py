@@ -7,6 +7,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.config import Experiment
+    from orchestrator.loop import Options
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 NOT_READ = 141  # as of a process that the signal SIGPIPE ended
@@ -55,7 +57,55 @@ TrackingOption = Annotated[
     ),
 ]
 
+StudyUri = Annotated[
+    str | None,
+    typer.Option(
+        "--study-uri",
+        metavar="URI",
+        help="Database of studies, which several drivers may share; default: a file in the store.",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", metavar="N", min=1, help="Ray workers; default one per core."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address", metavar="HOST:PORT", help="A running Ray cluster; default: start one."
+    ),
+]
+GpusPerWorker = Annotated[
+    float,
+    typer.Option("--gpus-per-worker", metavar="X", min=0.0, help="Share of a GPU a worker owns."),
+]
+Inline = Annotated[bool, typer.Option("--inline", help="One process, no Ray; breakpoints work.")]
+Journal = Annotated[
+    Path | None,
+    typer.Option(
+        "--journal", metavar="FILE", help="Append a line to this file for every task start and end."
+    ),
+]
+
 DEFAULT_STORE = Path("sfumato-store")
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which workers run the tasks, as the options say it.
+
+    Raises:
+        ValueError: for workers of a process that has none.
+    """
+
+    inline: bool
+    workers: int | None
+    address: str | None
+    gpus_per_worker: float
+
+    def __post_init__(self) -> None:
+        if self.inline and (self.workers or self.address or self.gpus_per_worker):
+            refuse("--inline runs in this process; drop --workers, --address, --gpus-per-worker")
 
 
 class Errors:
@@ -237,6 +287,28 @@ def find_tracking(given: str | None) -> str | None:
             "sqlite:////PATH/mlflow.db or another database's postgresql://USER@HOST/NAME"
         )
     return given
+
+
+def make_options(
+    root: Path,
+    data_dir: Path | None,
+    where: Where,
+    tracking_uri: str | None,
+    journal: Path | None,
+) -> "Options":
+    """How to run, from what was typed."""
+    from orchestrator.loop import Options
+
+    return Options(
+        store=root,
+        data_dir=data_dir,
+        executor="inline" if where.inline else "auto",
+        address=where.address,
+        workers=where.workers,
+        gpus_per_worker=where.gpus_per_worker,
+        tracking_uri=find_tracking(tracking_uri),
+        journal=journal.absolute() if journal else None,
+    )
 
 
 def load(name: str, overrides: list[str] | None, data_dir: Path | None) -> "Experiment":

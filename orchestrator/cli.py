@@ -13,22 +13,27 @@ from orchestrator import cli_ask, cli_care, cli_cluster, cli_data, cli_jobs, cli
 from orchestrator._console import (
     DEFAULT_STORE,
     FAILED,
+    Address,
     DataDir,
     Debug,
     Errors,
+    GpusPerWorker,
+    Inline,
+    Journal,
     Name,
     Set,
     StoreOption,
     TrackingOption,
+    Where,
+    Workers,
     add,
     find_data_dir,
     find_store,
-    find_tracking,
     flowing,
     load,
     make_console,
+    make_options,
     play,
-    refuse,
     say,
 )
 
@@ -94,34 +99,12 @@ def run(
     name: Name,
     store: StoreOption = DEFAULT_STORE,
     data_dir: DataDir = None,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", metavar="N", min=1, help="Ray workers; default one per core."),
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            "--address", metavar="HOST:PORT", help="A running Ray cluster; default: start one."
-        ),
-    ] = None,
-    gpus_per_worker: Annotated[
-        float,
-        typer.Option(
-            "--gpus-per-worker", metavar="X", min=0.0, help="Share of a GPU a worker owns."
-        ),
-    ] = 0.0,
-    inline: Annotated[
-        bool, typer.Option("--inline", help="One process, no Ray; breakpoints work.")
-    ] = False,
+    workers: Workers = None,
+    address: Address = None,
+    gpus_per_worker: GpusPerWorker = 0.0,
+    inline: Inline = False,
     tracking_uri: TrackingOption = None,
-    journal: Annotated[
-        Path | None,
-        typer.Option(
-            "--journal",
-            metavar="FILE",
-            help="Append a line to this file for every task start and end.",
-        ),
-    ] = None,
+    journal: Journal = None,
     overrides: Set = None,
     debug: Debug = False,
 ) -> None:
@@ -140,27 +123,16 @@ def run(
     """
     console = make_console()
     with Errors(debug, resumes=True):
-        if inline and (workers or address or gpus_per_worker):
-            refuse("--inline runs in this process; drop --workers, --address, --gpus-per-worker")
+        where = Where(inline, workers, address, gpus_per_worker)
         data_dir, root = find_data_dir(data_dir), find_store(store)
         experiment = load(name, overrides, data_dir)
         from orchestrator.figures import inversion_figures
-        from orchestrator.loop import Options
         from orchestrator.progress import for_console
         from orchestrator.report import print_results
         from orchestrator.resume import Store
         from orchestrator.run import run as run_experiment
 
-        options = Options(
-            store=root,
-            data_dir=data_dir,
-            executor="inline" if inline else "auto",
-            address=address,
-            workers=workers,
-            gpus_per_worker=gpus_per_worker,
-            tracking_uri=find_tracking(tracking_uri),
-            journal=journal.absolute() if journal else None,
-        )
+        options = make_options(root, data_dir, where, tracking_uri, journal)
         Errors.begun = True
         outcome = run_experiment(experiment, options, for_console(console))
         print_results(console, experiment, Store(root), outcome.form)

@@ -12,9 +12,12 @@ from orchestrator._console import (
     INTERRUPTED,
     Debug,
     Errors,
+    GpusPerWorker,
     Name,
     Set,
+    StudyUri,
     TrackingOption,
+    Workers,
     find_tracking,
     make_console,
     refuse,
@@ -76,21 +79,10 @@ def submit(
             "--data-stays", help="Send no data: every node sees them under the same paths."
         ),
     ] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", metavar="N", min=1, help="Ray workers; default one per core."),
-    ] = None,
-    gpus_per_worker: Annotated[
-        float,
-        typer.Option(
-            "--gpus-per-worker", metavar="X", min=0.0, help="Share of a GPU a worker owns."
-        ),
-    ] = 0.0,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = 0.0,
     tracking_uri: TrackingOption = None,
-    study_uri: Annotated[
-        str | None,
-        typer.Option("--study-uri", metavar="URI", help="As for `tune`: a database of studies."),
-    ] = None,
+    study_uri: StudyUri = None,
     python: Annotated[
         str,
         typer.Option(

@@ -8,17 +8,24 @@ import typer
 from orchestrator._console import (
     DEFAULT_STORE,
     FAILED,
+    Address,
     DataDir,
     Debug,
     Errors,
+    GpusPerWorker,
+    Inline,
+    Journal,
     Name,
     Set,
     StoreOption,
+    StudyUri,
     TrackingOption,
+    Where,
+    Workers,
     find_data_dir,
     find_store,
-    find_tracking,
     make_console,
+    make_options,
     refuse,
     say,
 )
@@ -43,43 +50,13 @@ def tune(
         bool,
         typer.Option("--no-judge", help="Have no points judged by held-out attackers."),
     ] = False,
-    study_uri: Annotated[
-        str | None,
-        typer.Option(
-            "--study-uri",
-            metavar="URI",
-            help="Database of studies, which several drivers may share; default: a file in the "
-            "store.",
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", metavar="N", min=1, help="Ray workers; default one per core."),
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            "--address", metavar="HOST:PORT", help="A running Ray cluster; default: start one."
-        ),
-    ] = None,
-    gpus_per_worker: Annotated[
-        float,
-        typer.Option(
-            "--gpus-per-worker", metavar="X", min=0.0, help="Share of a GPU a worker owns."
-        ),
-    ] = 0.0,
-    inline: Annotated[
-        bool, typer.Option("--inline", help="One process, no Ray; breakpoints work.")
-    ] = False,
+    study_uri: StudyUri = None,
+    workers: Workers = None,
+    address: Address = None,
+    gpus_per_worker: GpusPerWorker = 0.0,
+    inline: Inline = False,
     tracking_uri: TrackingOption = None,
-    journal: Annotated[
-        Path | None,
-        typer.Option(
-            "--journal",
-            metavar="FILE",
-            help="Append a line to this file for every task start and end.",
-        ),
-    ] = None,
+    journal: Journal = None,
     overrides: Set = None,
     debug: Debug = False,
 ) -> None:
@@ -105,23 +82,12 @@ def tune(
     """
     console = make_console()
     with Errors(debug, resumes=not explain):
-        if inline and (workers or address or gpus_per_worker):
-            refuse("--inline runs in this process; drop --workers, --address, --gpus-per-worker")
+        where = Where(inline, workers, address, gpus_per_worker)
         data_dir, root = find_data_dir(data_dir), find_store(store)
         from orchestrator.compare import load_studies
-        from orchestrator.loop import Options
 
         comparison, experiments = load_studies(name, overrides or (), data_dir)
-        options = Options(
-            store=root,
-            data_dir=data_dir,
-            executor="inline" if inline else "auto",
-            address=address,
-            workers=workers,
-            gpus_per_worker=gpus_per_worker,
-            tracking_uri=find_tracking(tracking_uri),
-            journal=journal.absolute() if journal else None,
-        )
+        options = make_options(root, data_dir, where, tracking_uri, journal)
         from orchestrator.compare import explain_study, run_study
         from orchestrator.progress import for_console
         from orchestrator.study_storage import StudyAway

@@ -9,6 +9,7 @@ from orchestrator._console import (
     Debug,
     Errors,
     StoreOption,
+    StudyUri,
     TrackingOption,
     find_made_store,
     find_tracking,
@@ -21,12 +22,7 @@ __all__ = ["ui"]
 def ui(
     store: StoreOption = DEFAULT_STORE,
     tracking_uri: TrackingOption = None,
-    study_uri: Annotated[
-        str | None,
-        typer.Option(
-            "--study-uri", metavar="URI", help="Database of studies; default: a file in the store."
-        ),
-    ] = None,
+    study_uri: StudyUri = None,
     port: Annotated[
         int, typer.Option("--port", metavar="N", min=0, max=65535, help="Of MLflow's page.")
     ] = 5000,
