@@ -1,6 +1,7 @@
 """An experiment file against what there is: every problem of keys, names, fields, labels, data."""
 
 import itertools
+import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from tasks import architectures, plugins
 __all__ = ["check", "load_experiment"]
 
 _Part = TypeVar("_Part", bound=BaseModel)
+_OF_TRIAL = re.compile(r"(.*\+)?trial \d+")
 _MOST_WEIGHTS = 2_000_000_000
 _SMALLEST_PART = 1
 _MOST_IMAGES = 100  # decoded before a run; `sfumato data check` decodes all
@@ -129,6 +131,10 @@ def check(raw: Mapping[str, Any], data_dir: Path | None) -> list[Problem]:
     if (tune := read_tune(raw)) is not None:
         chain = _Chain("tune.defense", [*_tuned(tune)], whole=True)
         problems += _defenses(replace(parts, chains=[chain]), known)
+        for parsed in parts.chains:
+            if _OF_TRIAL.fullmatch(chain_label([entry for _, entry in parsed.stages])):
+                message = "is labelled as the trials of a search are; give another label"
+                problems.append(Problem(parsed.path, message))
         seed = (tune.seeds or parts.seeds)[0]
         problems += tune_problems(tune, parts.attacks, readable, parts.preset, seed, data_dir)
     return problems

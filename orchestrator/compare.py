@@ -32,6 +32,7 @@ from orchestrator.study_storage import open_storage
 from orchestrator.tune import Found, search, study_name, told_rows
 from orchestrator.tune_entry import Comparison
 from storage.artifacts import StoreUnwritable
+from storage.census import check_store
 
 __all__ = ["Studied", "explain_study", "load_studies", "print_comparison", "run_study"]
 
@@ -170,6 +171,7 @@ def explain_study(
     """Say which fields mattered, from the trials there are; runs nothing."""
     tune, store = experiment.tune, Store(options.store)
     assert tune is not None
+    check_store(options.store)
     name = study_name(experiment, options.data_dir)
     found = open_search(name, open_storage(study_uri, store.root), tune, axes(tune), {})
     try:
@@ -185,7 +187,7 @@ def print_comparison(
     """The fronts of several studies in one figure, and their hypervolumes.
 
     Volumes are of worst-attacker accuracy against test accuracy, from the same reference point: by
-    what the trials saw, and of the judged points by held-out attackers.
+    what the trials saw, and of the judged points by all attackers on the evaluation records.
     """
     table = Table(title=f"{comparison.name}: fronts beside each other", title_justify="left")
     for name in (
@@ -193,8 +195,8 @@ def print_comparison(
         "trials",
         "on the front",
         "hypervolume (trials saw)",
-        "hypervolume (held-out)",
-        "chosen: held-out acc %",
+        "hypervolume (all attackers)",
+        "chosen: worst acc %",
         "chosen: test acc %",
     ):
         table.add_column(name, justify="left" if name == "study" else "right", overflow="fold")
@@ -213,8 +215,8 @@ def print_comparison(
             str(len(one.found.rows)),
             str(int(front.on_front_N.sum())),
             f"{_volume(front.values_N2[one.points.feasible]):.4f}",
-            f"{_volume(_held_out(one.judged)):.4f}" if one.judged else "-",
-            _percent(chosen, "held_out_accuracy"),
+            f"{_volume(_judged(one.judged)):.4f}" if one.judged else "-",
+            _percent(chosen, "worst_accuracy"),
             _percent(chosen, "test_accuracy"),
         )
     console.print()
@@ -222,7 +224,7 @@ def print_comparison(
     if len(fronts) > 1:
         drawn = draw_fronts(
             fronts,
-            Store(root).experiment(comparison.name) / "figures" / "fronts",
+            Store(root).experiment(done[0].experiment.name) / "figures" / comparison.name,
             x_title="worst attacker's accuracy",
             y_title="test accuracy",
         )
@@ -245,12 +247,12 @@ def _volume(values_N2: Any) -> float:
     return hypervolume(known, _DIRECTIONS, where)
 
 
-def _held_out(judged: Sequence[Mapping[str, Any]]) -> Any:
-    """The points of the search, as held-out attackers see them."""
+def _judged(judged: Sequence[Mapping[str, Any]]) -> Any:
+    """The points of the search, by the worst of all attackers on the evaluation records."""
     found = [
-        (row["held_out_accuracy"], row["test_accuracy"])
+        (row["worst_accuracy"], row["test_accuracy"])
         for row in judged
-        if row["number"] is not None and row.get("held_out_accuracy") is not None
+        if row["number"] is not None and row.get("worst_accuracy") is not None
     ]
     values = np.array(found, dtype=float).reshape(-1, 2)
     return values[nondominated(values, _DIRECTIONS)] if len(values) else values

@@ -25,10 +25,12 @@ __all__ = [
 ]
 
 RULES: Mapping[str, str] = {
-    "knee": "bends most: farthest below the line through the front's two ends, objectives scaled",
+    "knee": "farthest below the line through the front's two ends, objectives scaled; with fewer "
+    "than three points, or where the front bends outwards, as ideal",
     "least_leak": "best in the first objective; ties by the others in their order",
     "most_accurate": "best in the accuracy objective; ties by the others in their order",
-    "ideal": "nearest to the point that is best in every objective at once, objectives scaled",
+    "ideal": "nearest to the point that is best in every objective at once, objectives scaled; "
+    "ties by the first objective",
 }  # how one point of a front is chosen, described
 
 WORST: Mapping[tuple[str, Direction], float] = {
@@ -278,8 +280,10 @@ def _lexicographic(front: Floats, first: int) -> int:
 
 
 def _ideal(front: Floats, _accuracy: int) -> int:
-    distance: Floats = np.linalg.norm(scaled_to(front, front), axis=1)
-    return int(np.round(distance, _DECIMALS).argmin())
+    distance = np.round(np.linalg.norm(scaled_to(front, front), axis=1), _DECIMALS)
+    # The two ends of a front always tie: then the first objective decides.
+    nearest = np.flatnonzero(distance == distance.min())
+    return int(nearest[_lexicographic(front[nearest], 0)])
 
 
 def _knee(front: Floats, accuracy: int) -> int:

@@ -2,8 +2,9 @@
 
 Three figures of a point belong together. *Validation* is what its trial saw: the tuning attackers
 on the defender's own records. *Tuning* is the same attackers on the evaluation records. *Held-out*
-is attackers no trial saw, on the evaluation records. The first step is what searching for the best
-of many trials flatters, the second what attackers the search did not know find besides.
+is attackers no trial saw, on the evaluation records; the *worst* of both is what is known to leak.
+The first step is what searching for the best of many trials flatters (and what other seeds change),
+the second what attackers the search did not know find besides.
 """
 
 import json
@@ -42,6 +43,7 @@ class Points:
         front: [N] bool, the feasible that no feasible one dominates.
         chosen: the row the rule takes, or None.
         picked: the rows that held-out attackers judge, the chosen one among them.
+        before: what stands before the last defense of a chain in its label.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -50,10 +52,11 @@ class Points:
     front: Any
     chosen: int | None
     picked: Sequence[int]
+    before: str = ""
 
     def label(self, row: int) -> str:
         """What the experiment of the front calls a point."""
-        return str(self.rows[row]["label"])
+        return self.before + str(self.rows[row]["label"])
 
 
 def points_of(tune: TuneEntry, rows: Sequence[Mapping[str, Any]]) -> Points:
@@ -70,7 +73,8 @@ def points_of(tune: TuneEntry, rows: Sequence[Mapping[str, Any]]) -> Points:
     accuracy = gains[-1] if gains else len(directions) - 1
     chosen = choose(values, directions, tune.choose, feasible, accuracy=accuracy) if kept else None
     picked = [] if chosen is None else spread(values, directions, tune.judged, [chosen], feasible)
-    return Points(kept, values, feasible, front, chosen, picked)
+    before = "".join(f"{entry.called}+" for entry in tune.defense[:-1])
+    return Points(kept, values, feasible, front, chosen, picked, before)
 
 
 def front_experiment(experiment: Experiment, points: Points, picked: Sequence[int]) -> Experiment:
@@ -84,7 +88,10 @@ def front_experiment(experiment: Experiment, points: Points, picked: Sequence[in
     searched = space.axes(tune)
     chains = [
         space.defended_by(
-            tune.defense, searched, json.loads(points.rows[row]["params"]), points.label(row)
+            tune.defense,
+            searched,
+            json.loads(points.rows[row]["params"]),
+            str(points.rows[row]["label"]),
         )
         for row in picked
     ]
@@ -147,26 +154,40 @@ def record_judged(
     utility = store.tables.frame("utility", name, form)
     told = {attack_label(_told(entry)) for entry in tune.attacks}
     by_label = {points.label(row): row for row in points.picked}
-    written = []
+    written: list[dict[str, Any]] = []
     for label in dict.fromkeys(results["label"]):
         mine, costs = results[results["label"] == label], utility[utility["label"] == label]
         at = by_label.get(label)
         row = _about(experiment, found, points, label, at)
         row |= _worst(mine[~mine["attack_label"].isin(told)], "held_out")
         row |= _worst(mine[mine["attack_label"].isin(told)], "tuning")
+        row |= _worst(mine, "worst")
         row |= _costs(costs)
-        held, tuning, seen = (
-            row.get(f"{kind}_accuracy") for kind in ("held_out", "tuning", "validation")
+        row["flags"] = _flags(mine, costs, row)
+        worst, tuning, seen = (
+            row.get(f"{kind}_accuracy") for kind in ("worst", "tuning", "validation")
         )
         for column, over, under in (
             ("search_optimism", tuning, seen),
-            ("attacker_optimism", held, tuning),
-            ("optimism", held, seen),
+            ("attacker_optimism", worst, tuning),
+            ("optimism", worst, seen),
         ):
             row[column] = None if over is None or under is None else over - under
         store.tables.write("judged", row["key"], [row])
         written.append(row)
+    # What an earlier choice, or an earlier form of the study, had judged is said no more.
+    told_before = store.tables.frame("judged")
+    mine = told_before.loc[told_before["experiment"] == experiment.name, "key"]
+    for key in set(mine) - {row["key"] for row in written}:
+        store.tables.remove("judged", key)
     return written
+
+
+def _flags(results: pd.DataFrame, utility: pd.DataFrame, row: Mapping[str, Any]) -> list[str]:
+    """The flags of the costs and of the attacks whose figures are shown."""
+    shown = {row.get(f"{kind}_attack") for kind in ("tuning", "held_out")}
+    rows = [*results.loc[results["attack_label"].isin(shown), "flags"], *utility["flags"]]
+    return sorted({str(flag) for flags in rows if flags is not None for flag in flags})
 
 
 def _about(

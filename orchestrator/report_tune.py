@@ -22,6 +22,7 @@ from orchestrator.figures_tune import (
     draw_importances,
     draw_parallel,
 )
+from orchestrator.flags import marked, marks_explained
 from orchestrator.front import RULES, Direction, hypervolume, nondominated, reference_point
 from orchestrator.judge import Points
 from orchestrator.progress import spell_seconds
@@ -76,6 +77,15 @@ def print_search(console: Console, experiment: Experiment, found: Found, points:
     for row in found.rows:
         if row["state"] == "failed":
             console.print(f"failed: trial {row['number']} ({row['params']}): {row['error']}")
+    if not points.feasible.any() and found.rows:
+        bounds = ", ".join(tune.constraints)
+        console.print(
+            f"no trial holds all constraints ({bounds}): nothing is chosen; loosen them, widen the "
+            "space, or allow more trials"
+            if bounds
+            else "no trial is complete: nothing is chosen"
+        )
+        return
     if not len(points.rows):
         return
     volume = hypervolume(
@@ -85,11 +95,6 @@ def print_search(console: Console, experiment: Experiment, found: Found, points:
     )
     console.print(_front_table(experiment, tune, points))
     console.print(f"hypervolume of the front, by what the trials saw: {volume:.4f}")
-    if not points.feasible.any():
-        console.print(
-            f"no trial holds all constraints ({', '.join(tune.constraints)}): nothing is chosen; "
-            "loosen them, widen the space, or allow more trials"
-        )
 
 
 def _front_table(experiment: Experiment, tune: TuneEntry, points: Points) -> Table:
@@ -133,6 +138,7 @@ def print_judged(
         "trials saw",
         "same attackers, evaluation records",
         "held-out attackers",
+        "worst of both",
         "fooled by",
         "test acc %",
         "drop",
@@ -141,21 +147,29 @@ def print_judged(
     for row in rows:
         mark = " *" if row["chosen"] else ""
         table.add_row(
-            f"{row['label']}{mark}",
+            f"{row['label']}{mark}{marked(_shown(row))}",
             _accuracy(row, "validation"),
             _accuracy(row, "tuning"),
             _accuracy(row, "held_out"),
+            _within(row, "worst_accuracy"),
             _fooled(row),
             _within(row, "test_accuracy"),
             _percent(row.get("test_accuracy_drop")),
             style="bold" if mark else "",
         )
+    meant = marks_explained({flag for row in rows for flag in _shown(row)})
     table.caption = (
-        "fooled by: held-out less what the trials saw, in points (of it: searching, by the same "
-        "attackers on records the search had not seen; attackers, by those it did not know)"
+        "fooled by: the worst of both less what the trials saw, in points (of it: searching, by "
+        "the same attackers on records, and under seeds, that the search had not seen; attackers, "
+        "by those it did not know)" + (f"\n{meant}" if meant else "")
     )
     table.caption_justify = "left"
     console.print(table)
+
+
+def _shown(row: Mapping[str, Any]) -> set[str]:
+    flags = row.get("flags")
+    return set() if flags is None else {str(flag) for flag in flags}
 
 
 def _accuracy(row: Mapping[str, Any], kind: str) -> str:
@@ -260,10 +274,10 @@ def front_of(
     told, references = [], {}
     for i in range(len(points.rows)):
         row = at.pop(points.label(i), None)
-        if row is not None and not _missing(row.get("held_out_accuracy")):
+        if row is not None and not _missing(row.get("worst_accuracy")):
             told.append(Judged(i, *(_pair(row, end) for end in ("", "_low", "_high"))))
     for label, row in at.items():
-        if not _missing(row.get("held_out_accuracy")):
+        if not _missing(row.get("worst_accuracy")):
             references[str(label)] = _pair(row, "")
     return Front(name, values, on_front, low, high, points.chosen, told, references)
 
@@ -278,7 +292,7 @@ def _of_trial(row: Mapping[str, Any], column: str) -> float:
 
 
 def _pair(row: Mapping[str, Any], end: str) -> tuple[float, float]:
-    x, y = row.get(f"held_out_accuracy{end}"), row.get(f"test_accuracy{end}")
+    x, y = row.get(f"worst_accuracy{end}"), row.get(f"test_accuracy{end}")
     return (math.nan if x is None else float(x), math.nan if y is None else float(y))
 
 

@@ -243,15 +243,13 @@ def defended_by(
     values: Mapping[str, Any],
     label: str | None = None,
 ) -> list[DefenseEntry]:
-    """The chain with values in place of its own, called `label` as a whole."""
+    """The chain with values in place of its own, its last defense called `label`."""
     made = []
     for stage, entry in enumerate(chain):
         own = {a.field: values[a.key] for a in searched if a.stage == stage and a.key in values}
         changes: dict[str, Any] = {"params": {**entry.params, **own}}
-        if label is not None and len(chain) == 1:
+        if label is not None and stage == len(chain) - 1:
             changes["label"] = label
-        elif label is not None:
-            changes["label"] = f"{entry.name} {label}"
         made.append(entry.model_copy(update=changes))
     return made
 

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 
 from orchestrator import space
 from orchestrator.config import Experiment
+from orchestrator.forms import describe
 from orchestrator.front import dominates_by
 from orchestrator.history import History, trial_run
 from orchestrator.loop import STALE_S, Loop, Options, Outcome, Progress
@@ -95,7 +96,11 @@ def search(
     store, tune = Store(options.store), experiment.tune
     assert tune is not None
     name = study_name(experiment, options.data_dir)
+    # The file as resolved; what trials need `gc` is told by their rows.
+    describe(make_plan(experiment, options.data_dir), store)
     store.drop_stale_drafts(older_than_s=STALE_S)
+    if other := _earlier(experiment, name, store):
+        progress.note(other)
     searched = space.axes(tune)
     about = {
         "experiment": experiment.name,
@@ -118,6 +123,18 @@ def search(
         outcome.warnings += store.tables.problems
     rows = told_rows(found, store)
     return Found(name, rows, outcome, len(found.elsewhere()), found)
+
+
+def _earlier(experiment: Experiment, name: str, store: Store) -> str:
+    """What to say of trials of other forms of a study; empty without any."""
+    trials = store.tables.frame("trials")
+    others = trials[(trials["experiment"] == experiment.name) & (trials["study"] != name)]
+    if others.empty:
+        return ""
+    return (
+        f"{len(others)} trials of {others['study'].nunique()} earlier forms of this study stay in "
+        "the store and are no part of it: data, target, space, attackers or versions were others"
+    )
 
 
 def told_rows(found: Search, store: Store) -> list[dict[str, Any]]:
@@ -318,7 +335,10 @@ class _Driver:
             for bound in self.tune.bounds:
                 value = columns.get(bound.column, 0.0)
                 if COLUMNS[bound.column][0] == "utility" and bound.violation(value) > 0:
-                    return f"{bound.column} is {value:.4g}, beyond {bound.operator} {bound.bound:g}"
+                    return (
+                        f"{bound.column} is {value:.4g} under the first seed, which breaks "
+                        f"{bound.column} {bound.operator} {bound.bound:g}"
+                    )
             return None
         values = self._values(flight)
         if values is None:

@@ -40,6 +40,7 @@ COLUMNS: Mapping[str, tuple[Literal["worst", "results", "utility"], Direction]] 
 
 _CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*")
 _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)")
+MOST_STEPS = 1_000_000
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 # Both strict: true and '3' are no numbers, and 1 stays a whole one.
 Number = (
@@ -85,6 +86,8 @@ class Dimension(Entry):
             raise ValueError("step must be above 0, and does not go with log")
         if self.step is not None and self.step > self.high - self.low:
             raise ValueError(f"step ({self.step}) must be at most high - low")
+        if self.step is not None and (self.high - self.low) / self.step > MOST_STEPS:
+            raise ValueError(f"step ({self.step}) leaves more than {MOST_STEPS} values; enlarge it")
         return self
 
     @property

@@ -189,10 +189,13 @@ SCHEMAS: dict[str, Any] = {
         ("tuning_accuracy tuning_accuracy_low tuning_accuracy_high", REAL),
         ("held_out_attack", TEXT),
         ("held_out_accuracy held_out_accuracy_low held_out_accuracy_high", REAL),
+        ("worst_attack", TEXT),
+        ("worst_accuracy worst_accuracy_low worst_accuracy_high", REAL),
         ("search_optimism attacker_optimism optimism", REAL),
         ("validation_test_accuracy test_accuracy test_accuracy_low test_accuracy_high", REAL),
         ("test_accuracy_drop", REAL),
-        ("num_seeds num_tuning num_held_out", WHOLE),
+        ("num_seeds num_tuning num_held_out num_worst", WHOLE),
+        ("flags", pa.list_(TEXT)),
         ("created_at", TIME),
     ),
     "cells": _schema(
@@ -215,8 +218,9 @@ of the members' standard deviation. `mutual_information` is in bits.
 In `trials` all is measured on the defender's own records, by the tuning attackers; `num_shared` and
 `shared_s` are of tasks that were in the store or ran for another trial. In `judged`, `validation_*`
 is what a trial saw, `tuning_*` the same attackers on the evaluation records, `held_out_*` attackers
-that no trial saw, on those records; `search_optimism` is tuning less validation,
-`attacker_optimism` held-out less tuning, `optimism` their sum: how far the search was fooled.
+that no trial saw, on those records, `worst_*` the largest of both; `search_optimism` is tuning less
+validation, `attacker_optimism` worst less tuning, `optimism` their sum: how far the search was
+fooled.
 """
 
 # variance_ratio and noise_variance_ratio are statistics of answers, not costs: they must repeat.

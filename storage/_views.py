@@ -77,8 +77,8 @@ READY = {
         ORDER BY experiment, dataset, current DESC, label, service""",
     "fooled": """
         SELECT experiment, study, label, chosen, validation_accuracy, tuning_accuracy,
-            held_out_accuracy, held_out_attack, optimism, search_optimism, attacker_optimism,
-            test_accuracy
+            held_out_accuracy, held_out_attack, worst_accuracy, optimism, search_optimism,
+            attacker_optimism, test_accuracy
         FROM judged ORDER BY experiment, study, chosen DESC, optimism DESC, label""",
     "slowest": """
         SELECT kind, name, dataset, seed, duration_s, device, worker, started_at, key

@@ -102,7 +102,7 @@ def test_two_studies_are_searched_and_drawn_in_one(tmp_path: Path) -> None:
         assert f"study {name}@" in said
         assert (store / "experiments" / name / "chosen.yaml").is_file()
     assert "both: fronts beside each other" in said
-    assert (store / "experiments" / "both" / "figures" / "fronts.png").is_file()
+    assert (store / "experiments" / next(iter(SPACES)) / "figures" / "both.png").is_file()
     trials = Store(store).tables.frame("trials")
     assert trials.groupby("experiment").size().to_dict() == {"random_noise": 5, "temperature": 5}
 
@@ -125,9 +125,9 @@ def test_few_trials_are_told_to_be_few_and_none_to_be_none(tmp_path: Path) -> No
     file, store = tmp_path / "temperature.yaml", tmp_path / "store"
     args = ("--store", store, "--inline", "--set", "tune.trials=2")
     code, said = told("tune", file, *args, "--explain")
-    assert code == 0
-    assert "5" in said  # how many there must be
-    assert len(Store(store).tables.frame("trials")) == 0
+    assert code == 2
+    assert "there is no store" in said
+    assert not store.exists()
     assert told("tune", file, *args, "--no-judge")[0] == 0
     code, said = told("tune", file, *args, "--explain")
     assert code == 0

@@ -182,7 +182,9 @@ def test_where_there_is_no_knee_it_is_the_point_nearest_to_the_ideal():
     assert choose(outwards, (MIN, MIN), "knee") == choose(outwards, (MIN, MIN), "ideal") == 1
     straight = np.array([[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]])
     assert choose(straight, (MIN, MIN), "knee") == 2
-    assert choose(BENT[:2], PRIVACY, "knee") == 0  # two ends are equally far
+    assert (
+        choose(BENT[:2], PRIVACY, "knee") == 1
+    )  # two ends are equally far: the one that leaks least
     assert choose(BENT[1:2], PRIVACY, "knee") == 0
     three = np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.4, 0.4, 0.4]])
     assert choose(three, (MIN, MIN, MIN), "knee") == 2

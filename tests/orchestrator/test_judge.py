@@ -63,6 +63,10 @@ class Judged:
             raise ended.exception
         return ended.exit_code, ended.output
 
+    def command_of_store(self, name: str) -> tuple[int, str]:
+        ended = CliRunner().invoke(app, [name, "--store", str(self.store.root)])
+        return ended.exit_code, ended.output
+
     def of(self, table: str, label: str) -> Any:
         frame = self.store.tables.frame(table, "small.front")
         return frame[frame["label"] == label]
@@ -82,14 +86,15 @@ def test_the_figures_are_those_of_an_obvious_account(judged: Judged) -> None:
         results = judged.of("results", row["label"])
         assert set(results["attack_label"]) == HELD_OUT | TUNING
         assert sorted(results["seed"].unique()) == [0, 1]
-        for kind, names in (("held_out", HELD_OUT), ("tuning", TUNING)):
+        kinds = {"held_out": HELD_OUT, "tuning": TUNING, "worst": HELD_OUT | TUNING}
+        for kind, names in kinds.items():
             means = {
                 name: sum(results[results["attack_label"] == name]["attack_accuracy"]) / 2
                 for name in names
             }
             assert row[f"{kind}_accuracy"] == pytest.approx(max(means.values()))
             assert means[row[f"{kind}_attack"]] == pytest.approx(max(means.values()))
-            assert row[f"num_{kind}"] == 2
+            assert row[f"num_{kind}"] == len(names)
             low, high = row[f"{kind}_accuracy_low"], row[f"{kind}_accuracy_high"]
             assert low < row[f"{kind}_accuracy"] < high
         costs = judged.of("utility", row["label"])
@@ -109,7 +114,8 @@ def test_optimism_is_the_sum_of_its_parts(judged: Judged) -> None:
     for row in points:
         parts = row["search_optimism"] + row["attacker_optimism"]
         assert row["optimism"] == pytest.approx(parts, abs=1e-12)
-        assert row["optimism"] == row["held_out_accuracy"] - row["validation_accuracy"]
+        assert row["optimism"] == row["worst_accuracy"] - row["validation_accuracy"]
+        assert row["attacker_optimism"] >= 0  # more attackers never get less
         assert row["search_optimism"] == row["tuning_accuracy"] - row["validation_accuracy"]
     for row in judged.rows:
         if row not in points:
@@ -176,3 +182,49 @@ def test_an_experiment_with_no_judge_has_none(judged: Judged, tmp_path: Path) ->
     assert "held-out" not in ended.output
     assert len(Store(store).tables.frame("judged")) == 0
     assert (store / "experiments" / "small" / "chosen.yaml").is_file()
+
+
+def test_flags_of_what_is_shown_are_told(judged: Judged) -> None:
+    for row in judged.rows:
+        results, costs = judged.of("results", row["label"]), judged.of("utility", row["label"])
+        shown = results[
+            results["attack_label"].isin([row["held_out_attack"], row["tuning_attack"]])
+        ]
+        flags = {flag for flags in [*shown["flags"], *costs["flags"]] for flag in flags}
+        assert set(row["flags"]) == flags
+
+
+def test_garbage_is_told_in_a_store_with_a_study(judged: Judged) -> None:
+    code, said = judged.command_of_store("gc")
+    assert code == 0, said
+    assert "cannot be told" not in said
+    assert (judged.folder / "experiment.yaml").is_file()
+
+
+def test_an_earlier_choice_is_said_no_more(tmp_path: Path) -> None:
+    made = Judged(tmp_path)
+    assert made.code == 0, made.said
+    other = ("--set", "tune.choose=most_accurate", "--set", "tune.judged=1")
+    assert made.command("tune", made.file, *other)[0] == 0
+    rows = made.store.tables.frame("judged")
+    assert rows["chosen"].sum() == 1
+    assert rows["number"].notna().sum() == 1
+    assert set(rows.loc[rows["chosen"], "rule"]) == {"most_accurate"}
+
+
+def test_the_point_of_a_chain_is_judged_as_its_trial(tmp_path: Path) -> None:
+    chain = {
+        **STUDY["tune"],
+        "defense": ["l2", "random_noise"],
+        "space": {"random_noise.sigma": [0.01, 1.0]},
+        "judged": 1,
+    }
+    file = tmp_path / "chain.yaml"
+    file.write_text(yaml.safe_dump({**STUDY, "name": "chain", "seeds": [0], "tune": chain}))
+    args = ["tune", str(file), "--store", str(tmp_path / "store"), "--inline"]
+    ended = CliRunner().invoke(app, args)
+    assert ended.exit_code == 0, ended.output
+    rows = Store(tmp_path / "store").tables.frame("judged")
+    (chosen,) = rows[rows["chosen"]].to_dict("records")
+    assert chosen["label"].startswith("l2+trial ")
+    assert chosen["optimism"] == chosen["optimism"]

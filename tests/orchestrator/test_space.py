@@ -240,7 +240,7 @@ def test_a_chain_is_searched_stage_by_stage() -> None:
     ]
     made = defended_by(block.defense, found, {"second.decimals": 2, "l2.weight_decay": 1}, "trial")
     assert [entry.params for entry in made] == [{"weight_decay": 1}, {}, {"decimals": 2}]
-    assert [entry.label for entry in made] == ["l2 trial", "rounding trial", "rounding trial"]
+    assert [entry.label for entry in made] == [None, "first", "trial"]
     assert [entry.params for entry in block.defense] == [{}, {}, {}]
 
 

@@ -336,7 +336,7 @@ def test_a_trial_beyond_a_constraint_on_costs_stops_before_any_attack(
     assert pruned["constraints"][0] == pytest.approx(pruned["l1_distortion"] - 0.2)
     assert not pruned["feasible"]
     assert "l1_distortion is" in pruned["error"]
-    assert "beyond <= 0.2" in pruned["error"]
+    assert "breaks l1_distortion <= 0.2" in pruned["error"]
     assert (attacked(one, rows[0.01]), attacked(one, pruned)) == (2, 0)
     assert one.kinds()["RunAttack"] == 2
 
