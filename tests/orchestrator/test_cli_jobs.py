@@ -273,6 +273,7 @@ def test_an_experiment_is_sent_and_resumes(head: Head) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_what_the_cluster_refuses_is_the_exit_code(head: Head, place: Any) -> None:
     file = head.file("refused")
     options = ["--address", head.url, "--data-dir", "/no/such/folder"]
@@ -290,6 +291,7 @@ def test_what_the_cluster_refuses_is_the_exit_code(head: Head, place: Any) -> No
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_running_job_is_followed_left_and_stopped(head: Head, place: Any) -> None:
     # Minutes long.
     target = {"architecture": "mlp_s", "epochs": 10_000, "hidden": [512, 512]}

@@ -132,7 +132,11 @@ def test_every_sampler_works_and_stays_in_the_space(
 
 
 @pytest.mark.parametrize(
-    "sampler", [pytest.param(s, marks=[pytest.mark.slow] if s == "gp" else []) for s in SAMPLERS]
+    "sampler",
+    [
+        pytest.param(s, marks=[] if s in ("tpe", "random", "grid") else [pytest.mark.slow])
+        for s in SAMPLERS
+    ],
 )
 def test_what_a_trial_draws_does_not_depend_on_how_often_its_drivers_died(
     tmp_path: Path, sampler: str

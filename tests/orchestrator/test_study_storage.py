@@ -307,6 +307,7 @@ def test_postgresql_keeps_a_study_for_a_second_process(postgres: Any, tmp_path: 
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["postgresql", "sqlite"])
 def test_drivers_that_are_first_at_once_all_get_in(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
