@@ -80,7 +80,7 @@ def _packages(place: Place) -> Iterator[Finding]:
         if not need.specifier.contains(version, prereleases=True):
             found = f"{version}, we need {need.specifier}"
             yield Finding(f"package {need.name}", "FAIL", found, f"pip install '{need}'")
-        elif find_spec(_MODULES.get(need.name, need.name)) is None:
+        elif find_spec(_MODULES.get(need.name, need.name.replace("-", "_"))) is None:
             found = f"{version} is installed, but cannot be found for import"
             yield Finding(f"package {need.name}", "FAIL", found, _REINSTALL)
         else:

@@ -166,7 +166,10 @@ def test_a_study_uri_that_is_none_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["compare_fronts", "tune_purifier_location"])
-def test_a_packaged_study_given_to_run(name: str, tmp_path: Path) -> None:
+def test_a_packaged_study_given_to_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SFUMATO_DATA", raising=False)
     store = ["--store", str(tmp_path / "store")]
     ended = CliRunner().invoke(app, ["run", name, *store])
     said = " ".join(ended.output.split())
