@@ -31,7 +31,7 @@ lint: $(VENV)/.installed  ## the house checks alone
 	$(BIN)/python -m pytest tests/test_house.py
 
 bench: $(VENV)/.installed  ## timings, each beside a named baseline
-	$(BIN)/python -m pytest tests/bench --benchmark-enable
+	$(BIN)/python -m pytest tests/bench --benchmark-enable -m "not gpu"
 
 clean:  ## remove the environment and caches; stores are kept
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

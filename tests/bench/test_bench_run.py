@@ -19,6 +19,7 @@ ROUNDS = 5
 SMALL = ["seeds=[0]", "target.epochs=1", "attacks=[gap]", "defenses=[none, onehot]"]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.data
 def test_purifier_location(benchmark, tmp_path, keep):

@@ -118,6 +118,7 @@ def processes(site: Site, warm: TrainBlock) -> Iterator[Callable[[list[int]], Pr
         yield start
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(len(CORES) < 2, reason="needs two cores that processes can be pinned to")
 def test_sub_models(benchmark, keep, tmp_path, monkeypatch) -> None:
     timed = benchmark.enabled

@@ -304,6 +304,7 @@ def test_the_defense_as_given_is_the_first_trial_if_the_space_holds_it(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_two_workers_draw_and_measure_the_same(study: Callable[..., Study], calm: Study) -> None:
     two = study()
     two.search(executor="ray", workers=2)
