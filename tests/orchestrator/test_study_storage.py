@@ -232,7 +232,7 @@ def test_a_store_that_cannot_be_written_is_told(
     [
         "",
         "nonsense",
-        "/tmp/optuna.journal",
+        "/x/optuna.journal",
         "redis://ann:s3cret@host",
         "http://ann:s3cret@host:1",
         "postgresql://",
