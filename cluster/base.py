@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 __all__ = [
     "ClusterUnreachable",
@@ -15,20 +15,40 @@ __all__ = [
     "WorkerLost",
 ]
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class WorkerJoined:
-    """A worker is ready for work."""
+    """A worker is ready for work.
+
+    Attributes:
+        node: the machine it is on, for people.
+        gpu: whether it owns (a share of) a GPU.
+        room: what it shares memory with: the workers of one node, or of one GPU.
+        room_bytes: how much of it there is; 0 where nobody knows.
+        sees: whether it has the driver's store on a disk.
+    """
 
     worker: str
+    node: str = ""
+    gpu: bool = False
+    room: str = ""
+    room_bytes: int = 0
+    sees: bool = True
 
 
 @dataclass(frozen=True)
 class WorkerLost:
-    """A worker is gone, with whatever it was running (process, node or memory lost)."""
+    """A worker is gone, with whatever it was running (process or node).
+
+    Attributes:
+        out_of_memory: whether it was put out because memory ran out.
+    """
 
     worker: str
     reason: str = ""
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,12 +62,17 @@ class TaskDone:
 
 @dataclass(frozen=True)
 class TaskFailed:
-    """A task's own exception. `error` is one line for a person, `traceback` the rest."""
+    """A task's own exception. `error` is one line for a person, `traceback` the rest.
+
+    Attributes:
+        out_of_memory: whether it was a lack of memory, of the machine or of the GPU.
+    """
 
     worker: str
     key: str
     error: str
     traceback: str = ""
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +99,11 @@ class Executor(Protocol):
     as `InputDamaged`, any other as `TaskFailed`.
     """
 
+    @property
+    def pending(self) -> int:
+        """How many workers were asked for and have no place yet."""
+        ...
+
     def start(self) -> None:
         """Bring workers up; each is reported by a `WorkerJoined` event.
 
@@ -88,6 +118,22 @@ class Executor(Protocol):
 
     def events(self, timeout_s: float) -> list[Event]:
         """What happened since the last call; waits up to `timeout_s` for the first event."""
+        ...
+
+    def drop(self, worker: str, reason: str) -> None:
+        """Put out a worker that hangs; it is reported lost, and another takes its place."""
+        ...
+
+    def share(self, thing: T) -> T:
+        """A stand-in for an object of the driver's machine whose methods workers may call."""
+        ...
+
+    def beside(self, worker: str, call: Callable[..., T], *args: Any) -> T | None:
+        """Run `call(*args)` on the machine of a worker, perhaps lost, but not in its process.
+
+        Returns:
+            What it returns, or None if that machine is gone or does not answer within seconds.
+        """
         ...
 
     def close(self) -> None:

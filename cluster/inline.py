@@ -2,11 +2,13 @@
 
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.base import Event, InputDamaged, TaskDone, TaskFailed, WorkerJoined
 
 __all__ = ["Inline", "attempt"]
+
+T = TypeVar("T")
 
 
 def attempt(
@@ -29,7 +31,9 @@ def attempt(
         damaged = getattr(error, "damaged_key", None)
         if damaged is not None:
             return InputDamaged(worker, key, str(damaged), line)
-        return TaskFailed(worker, key, line, traceback.format_exc())
+        # torch's own error for a full GPU is a RuntimeError of this name.
+        memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        return TaskFailed(worker, key, line, traceback.format_exc(), out_of_memory=memory)
 
 
 class Inline:
@@ -38,7 +42,9 @@ class Inline:
     `submit` returns when the task has ended; its event waits in `events`.
     """
 
-    def __init__(self, setup: Callable[[], None] | None = None) -> None:
+    pending = 0
+
+    def __init__(self, setup: Callable[[], object] | None = None) -> None:
         """Args: setup: called once by `start`, before the worker joins."""
         self._setup = setup
         self._events: list[Event] = []
@@ -62,6 +68,17 @@ class Inline:
         """What happened since the last call. Nothing happens in between, so it never waits."""
         happened, self._events = self._events, []
         return happened
+
+    def drop(self, worker: str, reason: str) -> None:
+        """Never needed: what runs here ends before anybody can ask."""
+
+    def share(self, thing: T) -> T:
+        """The thing itself."""
+        return thing
+
+    def beside(self, worker: str, call: Callable[..., T], *args: Any) -> T | None:
+        """Run `call(*args)`."""
+        return call(*args)
 
     def close(self) -> None:
         """Forget events nobody asked for."""

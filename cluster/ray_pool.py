@@ -2,73 +2,27 @@
 
 import os
 import re
-import signal
 import subprocess
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayError, RaySystemError, RayTaskError
 
+from cluster._ray_errors import INSTALL, lost_line, no_memory, resources, task_line
+from cluster._ray_worker import Place, Ready, Setup, Shared, Worker, ask, kill
 from cluster.base import ClusterUnreachable, Event, TaskFailed, WorkerJoined, WorkerLost
-from cluster.inline import attempt
-from cluster.ray_start import ONE_THREAD, join, start_local
+from cluster.ray_start import ONE_THREAD, join, own_sigterm, start_local
 
 __all__ = ["RayPool"]
 
+T = TypeVar("T")
 _PING_S = 1.0
-_INSTALL = (
-    "Install Sfumato, the same version, into the Python environment of every node "
-    "(a driver that finds it only through its working directory or sys.path is not enough)."
-)
-
-
-class _Worker:
-    """What runs inside a worker's process."""
-
-    def node(self) -> str:
-        return str(ray.util.get_node_ip_address())
-
-    def prepare(
-        self, core: int | None, visible: Path | None, setup: Callable[[], None] | None
-    ) -> str:
-        """Make ready for work; returns what is wrong, or an empty string."""
-        if visible is not None and not visible.is_dir():
-            return (
-                f"node {self.node()} does not see the store {visible}: put the store on a disk "
-                "that every node mounts at the same path, or use workers on this machine only"
-            )
-        if core is not None and hasattr(os, "sched_setaffinity"):
-            allowed = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(0, {allowed[core % len(allowed)]})
-        if setup is not None:
-            setup()
-        return ""
-
-    def run(self, worker: str, key: str, call: Callable[..., Any], *args: Any) -> Event:
-        return attempt(worker, key, call, *args)
-
-    def ping(self) -> None:
-        """Answered by a living worker."""
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep the process's way of ending: Ray puts its own in place, which ends without a word."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+_LOOK_S = 1.0  # how often new nodes are looked for
 
 
 @dataclass
@@ -78,8 +32,9 @@ class _Slot:
     name: str
     actor: Any
     ref: Any
+    gpus: float
     doing: Literal["placing", "preparing", "idle", "running"] = "placing"
-    node: str = ""
+    place: Place | None = None
     core: int = -1
     key: str = ""
     pinged: float = 0.0
@@ -90,7 +45,9 @@ class RayPool:
 
     A worker that dies, hangs up or is put out by Ray is reported lost with a one-line reason, made
     sure to be dead, and replaced under a fresh name. CPU workers pin themselves to a core each
-    and are told to use one thread, because Ray does neither.
+    and are told to use one thread, because Ray does neither. Workers that find no place wait for
+    one, which is what makes a cluster grow that can; without a number of workers, each node that
+    joins later gets some too.
     """
 
     def __init__(
@@ -99,22 +56,27 @@ class RayPool:
         workers: int | None = None,
         address: str | None = None,
         gpus_per_worker: float = 0.0,
+        cpu_workers: int | None = 0,
         logical_gpus: int | None = None,
-        setup: Callable[[], None] | None = None,
+        setup: Setup | None = None,
         visible: Path | None = None,
         start_timeout_s: float = 60.0,
     ) -> None:
         """Nothing starts before `start`.
 
         Args:
-            workers: how many; default one per CPU core, or as many as the GPUs hold.
+            workers: how many; default one per CPU core, or as many as the GPUs hold, and as
+                many more as nodes that join later hold.
             address: "host:port" of a running cluster's head, or "auto" for the cluster this
                 machine belongs to; None starts Ray on this machine, reachable from it only.
             gpus_per_worker: share of a GPU a worker owns, 0 for CPU workers. A whole number, or
                 below 1. GPU workers claim no CPU and are not pinned.
+            cpu_workers: how many without a GPU work beside those with one; None for the cores
+                that these leave. Nothing without GPU workers.
             logical_gpus: how many GPUs a local start pretends to have; default the real ones.
-            setup: called once in each worker before it joins; must be importable there.
-            visible: absolute folder that every worker must see.
+            setup: called once in each worker before it joins; must be importable there. May give
+                the bytes of memory of the device that the worker owns.
+            visible: absolute path; each worker says whether it is there (`WorkerJoined.sees`).
             start_timeout_s: for connecting, and again for the first worker to join.
 
         Raises:
@@ -122,17 +84,24 @@ class RayPool:
         """
         if workers is not None and workers < 1:
             raise ValueError(f"workers is {workers}; it must be at least 1")
+        if cpu_workers is not None and cpu_workers < 0:
+            raise ValueError(f"cpu_workers is {cpu_workers}; it must be at least 0")
         if gpus_per_worker < 0 or (gpus_per_worker > 1 and gpus_per_worker % 1):
             raise ValueError(
                 f"gpus_per_worker is {gpus_per_worker}; it must be between 0 and 1, or whole"
             )
         if visible is not None and not visible.is_absolute():
-            raise ValueError(f"the folder {visible} must be absolute: workers run elsewhere")
+            raise ValueError(f"the path {visible} must be absolute: workers run elsewhere")
         self._workers, self._address, self._gpus = workers, address, gpus_per_worker
+        self._cpu_workers = cpu_workers if gpus_per_worker else 0
         self._logical_gpus, self._setup, self._visible = logical_gpus, setup, visible
         self._start_timeout_s = start_timeout_s
         self._slots: dict[str, _Slot] = {}
+        self._lost_at: dict[str, str] = {}  # worker -> node
+        self._dropped: list[WorkerLost] = []
+        self._shared: list[Any] = []
         self._num_named = self._num_wanted = self._losses = 0
+        self._looked = 0.0
         self._owns_ray = self._joined = False
         self._reaper: subprocess.Popen[bytes] | None = None
         self._deadline = 0.0
@@ -147,20 +116,18 @@ class RayPool:
             ClusterUnreachable: if Ray cannot be started or reached, or has no room for a worker.
         """
         if not ray.is_initialized():
-            with _own_sigterm():
+            with own_sigterm():
                 if self._address is None:
                     self._reaper = start_local(self._workers, self._logical_gpus)
                 else:
                     join(self._address, self._start_timeout_s)
             self._owns_ray = True
         try:
-            self._num_wanted = self._workers or self._capacity()
+            self._grow(must=True)
         except BaseException:
             self.close()
             raise
         self._deadline = time.monotonic() + self._start_timeout_s
-        for _ in range(self._num_wanted):
-            self._add()
 
     def submit(self, worker: str, key: str, call: Callable[..., Any], *args: Any) -> None:
         """Run `call(*args)` on an idle worker.
@@ -187,10 +154,12 @@ class RayPool:
         """
         if self._unreported:
             raise ClusterUnreachable(self._unreported)
-        happened: list[Event] = []
-        until = time.monotonic() + timeout_s
+        happened: list[Event] = [*self._dropped]
+        self._dropped = []
+        until = time.monotonic() + (0 if happened else timeout_s)
         while True:
             self._ping_idle()
+            self._grow()
             slots = {slot.ref: slot for slot in self._slots.values() if slot.ref is not None}
             wait_s = min(max(0.0, until - time.monotonic()), _PING_S)
             if slots:
@@ -205,18 +174,43 @@ class RayPool:
         if not self._joined and time.monotonic() > self._deadline:
             raise ClusterUnreachable(
                 f"no worker came up within {self._start_timeout_s:.0f} s. Asked for "
-                f"{self._num_wanted} x {self._share()}; the cluster has free: "
-                f"{_resources(ray.available_resources())}, in all: "
-                f"{_resources(ray.cluster_resources())}. Stop what occupies it, ask for fewer or "
+                f"{self._num_wanted} x {self._portion()}; the cluster has free: "
+                f"{resources(ray.available_resources())}, in all: "
+                f"{resources(ray.cluster_resources())}. Stop what occupies it, ask for fewer or "
                 "smaller workers, or allow more time."
             )
         return happened
 
+    @property
+    def pending(self) -> int:
+        """How many workers wait for a place in the cluster: its demand for more nodes."""
+        return sum(slot.doing == "placing" for slot in self._slots.values())
+
+    def drop(self, worker: str, reason: str) -> None:
+        """Kill a worker; the next `events` reports it lost. Nothing if it is unknown."""
+        if (slot := self._slots.get(worker)) is not None:
+            self._replace(slot)
+            self._dropped.append(WorkerLost(worker, reason))
+
+    def share(self, thing: T) -> T:
+        """A stand-in whose method calls reach a copy of `thing` on this machine."""
+        node = str(ray.get_runtime_context().get_node_id())
+        stand_in, actor = Shared.of(thing, node, self._environment())
+        self._shared.append(actor)
+        return stand_in
+
+    def beside(self, worker: str, call: Callable[..., T], *args: Any) -> T | None:
+        """Run `call(*args)` on the node where a worker is or was, in a process of its own."""
+        slot = self._slots.get(worker)
+        place = slot.place if slot is not None else None
+        node = self._lost_at.get(worker) if place is None else place.node
+        return ask(node, call, *args) if node is not None else None
+
     def close(self) -> None:
         """Kill the workers; stop Ray if `start` started it, disconnect if it connected."""
-        for slot in self._slots.values():
-            _kill(slot.actor)
-        self._slots = {}
+        for actor in [*(slot.actor for slot in self._slots.values()), *self._shared]:
+            kill(actor)
+        self._slots, self._shared = {}, []
         if self._owns_ray:
             self._owns_ray = False
             ray.shutdown()
@@ -226,24 +220,27 @@ class RayPool:
 
     # -- one worker ---------------------------------------------------------------------------
 
-    def _add(self) -> None:
+    def _add(self, gpus: float) -> None:
         name = f"w{self._num_named}"
         self._num_named += 1
         actor = (
-            ray.remote(_Worker)
+            ray.remote(Worker)
             .options(
-                num_cpus=0 if self._gpus else 1,
-                num_gpus=self._gpus,
+                num_cpus=0 if gpus else 1,
+                num_gpus=gpus,
                 max_restarts=0,
                 max_task_retries=0,
                 max_concurrency=1,
-                # A local Ray was started with these. Elsewhere each worker's process must be
-                # started for its actor, which takes some 2 s more.
-                runtime_env={} if self._reaper else {"env_vars": ONE_THREAD},
+                runtime_env=self._environment(),
             )
             .remote()
         )
-        self._slots[name] = _Slot(name, actor, actor.node.remote())
+        self._slots[name] = _Slot(name, actor, actor.place.remote(), gpus)
+
+    def _environment(self) -> dict[str, Any]:
+        # A local Ray was started with these. Elsewhere each worker's process must be
+        # started for its actor, which takes some 2 s more.
+        return {} if self._reaper else {"env_vars": ONE_THREAD}
 
     def _ping_idle(self) -> None:
         # An actor's death shows only in a call to it, and an idle worker has none outstanding.
@@ -261,12 +258,11 @@ class RayPool:
             # What attempt() could not catch: a call, argument or result that cannot be (un)pickled.
             if doing == "running":
                 slot.doing = "idle"
-                self._losses = 0
                 text = re.sub(r"\x1b\[\d+m", "", str(error))  # Ray colours its tracebacks
-                return [TaskFailed(slot.name, slot.key, _task_line(error), text)]
+                return [TaskFailed(slot.name, slot.key, task_line(error), text)]
             raise ClusterUnreachable(
-                f"worker {slot.name} on node {slot.node or '?'} could not be set up: "
-                f"{_task_line(error)}"
+                f"worker {slot.name} on node {self._called(slot.place)} could not be set up: "
+                f"{task_line(error)}"
             ) from error
         except RayError as error:
             return [self._lose(slot, error)]
@@ -275,88 +271,107 @@ class RayPool:
             line = f"{type(error).__name__}: {error} (while reading the result in the driver)"
             return [TaskFailed(slot.name, slot.key, line, traceback.format_exc())]
         if doing == "placing":
-            taken = {s.core for s in self._slots.values() if s.node == answer}
+            taken = {s.core for s in self._slots.values() if s.place and s.place.ip == answer.ip}
             slot.core = next(i for i in range(len(taken) + 1) if i not in taken)
-            slot.node, slot.doing = answer, "preparing"
-            core = None if self._gpus else slot.core
+            slot.place, slot.doing = answer, "preparing"
+            core = None if slot.gpus else slot.core
             slot.ref = slot.actor.prepare.remote(core, self._visible, self._setup)
             return []
         if doing == "preparing":
-            if answer:
-                raise ClusterUnreachable(answer)
             slot.doing, slot.pinged, self._joined = "idle", time.monotonic(), True
-            return [WorkerJoined(slot.name)]
+            self._losses = 0
+            return [self._joining(slot, answer)]
         if doing == "running":
             slot.doing = "idle"
-            self._losses = 0
             return [answer]
         return []
 
+    def _joining(self, slot: _Slot, ready: Ready) -> WorkerJoined:
+        place = slot.place
+        assert place is not None, "it was placed before it was made ready"
+        there = next((node for node in ray.nodes() if node["NodeID"] == place.node), None)
+        memory = int(there["Resources"].get("memory", 0)) if there is not None else 0
+        room = f"{place.node} GPU {','.join(place.gpus)}" if slot.gpus else place.node
+        return WorkerJoined(
+            slot.name,
+            node=self._called(place),
+            gpu=bool(slot.gpus),
+            room=room,
+            room_bytes=ready.device_bytes if slot.gpus else memory,
+            sees=ready.sees,
+        )
+
+    def _called(self, place: Place | None) -> str:
+        """A node for people: its address, and the beginning of its id where several have that."""
+        if place is None:
+            return "?"
+        alike = {s.place.node for s in self._slots.values() if s.place and s.place.ip == place.ip}
+        return place.ip if len(alike) < 2 else f"{place.ip}/{place.node[:6]}"
+
     def _lose(self, slot: _Slot, error: RayError) -> WorkerLost:
-        reason = _lost_line(error)
+        reason = lost_line(error)
         if isinstance(error, RayActorError) and error.actor_init_failed:
-            raise ClusterUnreachable(f"worker {slot.name} could not start: {reason}. {_INSTALL}")
-        # An unavailable actor may still be computing; a lost worker must never come back.
-        _kill(slot.actor)
-        del self._slots[slot.name]
-        self._losses += 1
+            raise ClusterUnreachable(f"worker {slot.name} could not start: {reason}. {INSTALL}")
+        node, was_running = self._called(slot.place), slot.doing == "running"
+        # One that dies in a task is the task's doing, which is given up after a few of them.
+        self._losses += not was_running
+        self._replace(slot)
         if self._losses > 3 * self._num_wanted + 3:
             # Told at the next call, so that the events of this one are not lost.
             self._unreported = (
-                f"{self._losses} workers in a row died before any task finished; the last, "
-                f"{slot.name} on node {slot.node or '?'}: {reason}. Look for a lack of memory "
+                f"{self._losses} workers in a row died without work; the last, "
+                f"{slot.name} on node {node}: {reason}. Look for a lack of memory "
                 "(fewer workers help) or a broken node, then run the same command again."
             )
-        else:
-            self._add()
-        return WorkerLost(slot.name, reason)
+        return WorkerLost(slot.name, reason, out_of_memory=no_memory(error))
+
+    def _replace(self, slot: _Slot) -> None:
+        # An unavailable actor may still be computing; a lost worker must never come back.
+        kill(slot.actor)
+        del self._slots[slot.name]
+        if slot.place is not None:
+            self._lost_at[slot.name] = slot.place.node
+        self._add(slot.gpus)
 
     # -- the cluster --------------------------------------------------------------------------
 
-    def _capacity(self) -> int:
-        """How many workers the cluster holds, counted node by node."""
-        num = 0
+    def _grow(self, *, must: bool = False) -> None:
+        """Ask for the workers that were wanted, or for as many as there is room for by now."""
+        if not must and (self._workers is not None or time.monotonic() < self._looked + _LOOK_S):
+            return
+        self._looked = time.monotonic()
+        fits, beside = self._capacity()
+        if must and not (fits or self._workers):
+            raise ClusterUnreachable(
+                f"the cluster has no room for a worker of {self._portion()}: it has "
+                f"{resources(ray.cluster_resources())}. Ask for less, or use other nodes."
+            )
+        wanted = {self._gpus: self._workers or fits}
+        if self._gpus:
+            wanted[0.0] = beside if self._cpu_workers is None else self._cpu_workers
+        for gpus, num in wanted.items():
+            there = sum(slot.gpus == gpus for slot in self._slots.values())
+            for _ in range(num - there):
+                self._add(gpus)
+        self._num_wanted = len(self._slots)
+
+    def _capacity(self) -> tuple[int, int]:
+        """How many workers the cluster holds, counted node by node, and how many cores are left."""
+        num = left = 0
         for node in ray.nodes():
             has = node["Resources"] if node["Alive"] else {}
+            cores = int(has.get("CPU", 0))
             if self._gpus:
                 # A share lies on one device: of 0.4, two fit, not two and a half.
                 per_gpu = int(1 / self._gpus + 1e-9) if self._gpus <= 1 else 1 / self._gpus
-                num += int(has.get("GPU", 0) * per_gpu + 1e-9)
+                here = int(has.get("GPU", 0) * per_gpu + 1e-9)
+                num += here
+                left += max(0, cores - here)
             else:
-                num += int(has.get("CPU", 0))
+                num += cores
         if self._address is None and not self._gpus and hasattr(os, "sched_getaffinity"):
             num = min(num, len(os.sched_getaffinity(0)))  # taskset, batch systems: Ray looks past
-        if num < 1:
-            raise ClusterUnreachable(
-                f"the cluster has no room for a worker of {self._share()}: it has "
-                f"{_resources(ray.cluster_resources())}. Ask for less, or use other nodes."
-            )
-        return num
+        return num, left
 
-    def _share(self) -> str:
+    def _portion(self) -> str:
         return f"{self._gpus:g} GPU" if self._gpus else "1 CPU"
-
-
-def _kill(actor: Any) -> None:
-    with suppress(RayError, RuntimeError, ValueError):  # gone already, or the cluster is
-        ray.kill(actor, no_restart=True)
-
-
-def _task_line(error: RayError) -> str:
-    cause = getattr(error, "cause", None)
-    cause = error if cause is None else cause
-    message = str(cause).strip()
-    if "No module named" in message or "ImportError" in message:
-        return f"{message.rpartition(chr(10))[2]}. {_INSTALL}"
-    return f"{type(cause).__name__}: {message.partition(chr(10))[0]}"
-
-
-def _lost_line(error: RayError) -> str:
-    # Ray indents identifiers and adds advice for people running Ray by hand; the rest says why.
-    text = " ".join(line for line in str(error).splitlines() if not line.startswith("\t"))
-    text = text.rpartition("Worker exit detail: ")[2].partition(" Some common causes")[0]
-    return f"{type(error).__name__}: {text[:400]}"
-
-
-def _resources(of: dict[str, float]) -> str:
-    return ", ".join(f"{of.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))

@@ -136,6 +136,12 @@ def check(wanted: Wanted) -> None:
             raise ValueError(f"{option} {value!r} is empty or holds what cannot be printed")
         if value.startswith("-"):
             raise ValueError(f"{option} {value!r} begins with '-' and would be taken for an option")
+    user, at, _ = (wanted.store or "").partition("://")[2].partition("/")[0].rpartition("@")
+    if at and (":" in user or (wanted.store or "").startswith("s3:")):
+        raise ValueError(
+            "--store holds a secret, which the file would show. Write it without, and set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the nodes' environment"
+        )
     for option, number, low in (
         *(("--cpus", wanted.cpus, 1), ("--gpus", wanted.gpus, 0)),
         ("--idle-minutes", wanted.idle_minutes, 1),
@@ -168,8 +174,8 @@ def elastic(workers: tuple[int, int]) -> tuple[int, int]:
 
 def mounted(store: str | None, what: str) -> str:
     """A store that every node sees: an absolute path or an URI."""
-    if store is None or not (store.startswith("/") or re.match(r"[a-z0-9]+://", store)):
-        raise ValueError(f"--store {store or ''!r}: give the absolute path of {what}")
+    if store is None or not (store.startswith("/") or re.match(r"[a-z][a-z0-9]*://.", store)):
+        raise ValueError(f"--store {store or ''!r}: give the absolute path of {what}, or an URI")
     return store
 
 

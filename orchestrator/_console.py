@@ -4,6 +4,7 @@ import inspect
 import os
 import re
 import select
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.config import Experiment
-    from orchestrator.loop import Options
+    from orchestrator.outcome import Options
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 NOT_READ = 141  # as of a process that the signal SIGPIPE ended
@@ -31,7 +32,11 @@ Name = Annotated[
 ]
 StoreOption = Annotated[
     Path,
-    typer.Option("--store", metavar="DIR", help="Folder that keeps everything that was computed."),
+    typer.Option(
+        "--store",
+        metavar="DIR|URI",
+        help="Folder, or URI as s3://BUCKET/NAME, that keeps everything that was computed.",
+    ),
 ]
 DataDir = Annotated[
     Path | None,
@@ -79,6 +84,25 @@ GpusPerWorker = Annotated[
     float,
     typer.Option("--gpus-per-worker", metavar="X", min=0.0, help="Share of a GPU a worker owns."),
 ]
+CpuWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--cpu-workers",
+        metavar="N",
+        min=0,
+        help="Workers without a GPU beside those with one; default: the cores these leave.",
+    ),
+]
+TaskLimit = Annotated[
+    float | None,
+    typer.Option(
+        "--task-limit",
+        metavar="S",
+        min=0,
+        help="Seconds after which a task counts as hung and is tried on another worker, 0 for "
+        "never; default: 20 times what alike ones took, and at least an hour.",
+    ),
+]
 Inline = Annotated[bool, typer.Option("--inline", help="One process, no Ray; breakpoints work.")]
 Journal = Annotated[
     Path | None,
@@ -102,10 +126,16 @@ class Where:
     workers: int | None
     address: str | None
     gpus_per_worker: float
+    cpu_workers: int | None = None
+    task_limit_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.inline and (self.workers or self.address or self.gpus_per_worker):
             refuse("--inline runs in this process; drop --workers, --address, --gpus-per-worker")
+        if self.inline and self.task_limit_s:
+            refuse("--inline runs in this process, which cannot stop a task; drop --task-limit")
+        if self.cpu_workers is not None and not self.gpus_per_worker:
+            refuse("--cpu-workers goes with --gpus-per-worker; without, --workers says how many")
 
 
 class Errors:
@@ -231,12 +261,38 @@ def find_data_dir(given: Path | None) -> Path | None:
     return given.absolute()
 
 
+def uri_of(given: Path) -> str | None:
+    """The address that `given` was typed as, where it names a scheme: paths fold its slashes."""
+    scheme, colon, rest = str(given).partition(":/")
+    if not colon or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        return None
+    rest = re.sub(r":/(?!/)", "://", rest.lstrip("/"))  # endpoint_override=http://…
+    return f"{scheme.lower()}://" + ("/" if scheme.lower() == "file" else "") + rest
+
+
+def option(store: Path) -> str:
+    """How a command for the same store says so."""
+    uri = uri_of(store)
+    at = str(store) if uri is None else shlex.quote(uri)
+    return "" if store == DEFAULT_STORE else f" --store {at}"
+
+
 def find_store(given: Path) -> Path:
-    if ":/" in str(given):
-        refuse(f"--store {given}: only local folders are stores so far; name a folder")
-    if not str(given).isprintable():
-        refuse(f"--store {str(given)!r} holds characters that cannot be printed; name it otherwise")
-    root = given.absolute()
+    """The folder of a store; for one at an URI that of its working copy, which is in step with it.
+
+    Raises:
+        ValueError: it can be no store.
+        StoreUnwritable: the server of the URI is away or refuses.
+    """
+    if (uri := uri_of(given)) is not None:
+        from storage.working import working_copy
+
+        try:
+            root = working_copy(uri)
+        except ValueError as error:
+            refuse(f"--store {error}")
+    else:
+        root = _local(given)
     from storage.census import obstacle
 
     try:
@@ -253,6 +309,12 @@ def find_store(given: Path) -> Path:
     return root
 
 
+def _local(given: Path) -> Path:
+    if not str(given).isprintable():
+        refuse(f"--store {str(given)!r} holds characters that cannot be printed; name it otherwise")
+    return given.absolute()
+
+
 def find_made_store(given: Path) -> Path:
     """As `find_store`, for commands that only read: there must be one."""
     root = find_store(given)
@@ -260,6 +322,19 @@ def find_made_store(given: Path) -> Path:
 
     check_store(root)
     return root
+
+
+def send(root: Path) -> None:
+    """Send what a command wrote last to the URI that `root` is a working copy of, if it is one."""
+    from storage.artifacts import StoreUnwritable
+    from storage.working import push
+
+    try:
+        notes = push(root)
+    except StoreUnwritable as error:
+        notes = [str(error)]
+    for note in notes:
+        say(f"warning: {note}")
 
 
 def find_tracking(given: str | None) -> str | None:
@@ -297,7 +372,7 @@ def make_options(
     journal: Path | None,
 ) -> "Options":
     """How to run, from what was typed."""
-    from orchestrator.loop import Options
+    from orchestrator.outcome import Options
 
     return Options(
         store=root,
@@ -306,6 +381,8 @@ def make_options(
         address=where.address,
         workers=where.workers,
         gpus_per_worker=where.gpus_per_worker,
+        cpu_workers=where.cpu_workers,
+        task_limit_s=where.task_limit_s,
         tracking_uri=find_tracking(tracking_uri),
         journal=journal.absolute() if journal else None,
     )

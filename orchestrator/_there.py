@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from orchestrator._console import find_store, refuse
+from orchestrator._console import find_store, refuse, uri_of
 from storage.tracking import masked
 
 __all__ = ["check_secret", "store_there"]
@@ -18,9 +18,16 @@ def store_there(given: str | None) -> str:
     """
     if given is None:
         return f"~/{_HOME_STORE}"
+    if uri_of(Path(given)) is not None:
+        from storage.remote import check_uri
+
+        try:
+            return check_uri(given)  # only the cluster need reach it
+        except ValueError as error:
+            refuse(f"--store {error}")
     find_store(Path(given))  # which kinds of store there are is its to say
-    if ":/" not in given and not given.startswith(("/", "~/")):
-        refuse(f"--store {given}: say the whole path of a folder that every node sees")
+    if not given.startswith(("/", "~/")):
+        refuse(f"--store {given}: say the whole path of a folder that every node sees, or an URI")
     return given
 
 

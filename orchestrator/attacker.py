@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attacks.base import Planning as PlanningAttack
-from orchestrator.defended import Case, Stage, deploy, shadow
+from orchestrator.defended import Case, Stage, deploy, identity, shadow
 from orchestrator.entries import AttackEntry
 from storage import splits
 from tasks import plugins
 from tasks.answers import Answers
-from tasks.base import Rows, Task, random_generator, stream
+from tasks.base import Rows, Task, canonical_text, random_generator, stream
 from tasks.knowledge import ForeignRecords, distinct, known_rows
 from tasks.train_target import TrainTarget
 
@@ -37,7 +37,17 @@ class Own:
 def _wants_own_copy(plugin: Any, entry: AttackEntry) -> bool:
     """Whether the attack is fitted on a copy of the service instead of the deployed one."""
     elsewhere = entry.adaptive or entry.shadow_data == "population"
-    return elsewhere and plugin.LEARNS and not isinstance(plugin, PlanningAttack)
+    return elsewhere and plugin.LEARNS and not _plans(type(plugin))
+
+
+_PLANS: dict[type, bool] = {}
+
+
+def _plans(cls: type) -> bool:
+    """Whether the attack wants models of its own; a protocol looks at all its methods each time."""
+    if cls not in _PLANS:
+        _PLANS[cls] = issubclass(cls, PlanningAttack)
+    return _PLANS[cls]
 
 
 def own_models(
@@ -48,33 +58,60 @@ def own_models(
     Raises:
         ValueError: if the population is too small for models as large as the target.
     """
-    # The threat model keeps the deployed defense's reference records from the attacker.
-    own = [
-        replace(s, reference_from=s.reference_from and s.reference_from.of_attacker) for s in stages
-    ]
+    own = [stage.of_attacker for stage in stages]
     defended = bool(entry.adaptive and own)
     held = None
     if entry.shadow_data == "population":
-        held = Rows(rows_for_shadow(case.divided, case.seed, defended=defended, judge=judge))
-    outline = AttackerOutline(case, own, judge, entry.adaptive, held)
-    if isinstance(plugin, PlanningAttack):
-        seed = stream(case.seed, f"attack.fit/{plugins.plugin_name(plugin)}")
-        return Own(trainings=plugin.trainings(outline, seed=seed), held=held)
+        held = case.once(
+            ("held", judge, defended),
+            lambda: Rows(rows_for_shadow(case.divided, case.seed, defended=defended, judge=judge)),
+        )
+    if _plans(type(plugin)):
+        outline = AttackerOutline(case, own, judge, entry.adaptive, held)
+        return Own(trainings=_trainings(outline, plugin), held=held)
     if not _wants_own_copy(plugin, entry):
         return Own()
-    # The records that set threshold and sign are kept from the copy.
-    fit = case.divided.known(judge)[0]
-    rows = distinct(fit, case.divided) if held is None else held.array
-    order = random_generator(case.seed, "attack.own_copy").permutation(len(rows))
-    rows = np.sort(rows)[order]
-    share_in, share_out = (_IN, _OUT) if defended else (0.5, 0.5)
+    copied = own if defended else []
+    return case.once(
+        ("own copy", judge, entry.shadow_data, identity(copied)),
+        lambda: _own_copy(case, copied, judge, held),
+    )
+
+
+def _trainings(outline: "AttackerOutline", plugin: Any) -> tuple[Task, ...]:
+    """What a plugin asks for; of the same plugin the same, whatever defense it does not copy."""
+    case = outline.case
+    held = outline.held and outline.held.digest
+    alike = ("trainings", canonical_text(plugin), outline.judge, outline.adaptive, held)
+    chain = (*alike, identity(outline.stages))
+    for what in (alike, chain):
+        if what in case.made:
+            return cast("tuple[Task, ...]", case.made[what])
+    seed = stream(case.seed, f"attack.fit/{plugins.plugin_name(plugin)}")
+    asked = tuple(plugin.trainings(outline, seed=seed))
+    case.made[chain if outline.copies else alike] = asked
+    return asked
+
+
+def _own_copy(case: Case, stages: Sequence[Stage], judge: splits.Judge, held: Rows | None) -> Own:
+    """A copy of the service, defended as the stages say, on some of what the attacker holds."""
+
+    def shuffled() -> NDArray[np.int64]:
+        # The records that set threshold and sign are kept from the copy.
+        fit = case.divided.known(judge)[0]
+        rows = distinct(fit, case.divided) if held is None else held.array
+        order = random_generator(case.seed, "attack.own_copy").permutation(len(rows))
+        return np.sort(rows)[order]
+
+    rows = case.once(("own copy rows", judge, held and held.digest), shuffled)
+    share_in, share_out = (_IN, _OUT) if stages else (0.5, 0.5)
     num_in, num_out = round(share_in * len(rows)), round(share_out * len(rows))
     rows_in, rows_out, rest = np.split(rows, [num_in, num_in + num_out])
     copy = deploy(
         case,
-        own if defended else (),
+        stages,
         Rows(rows_in),
-        Rows(rest) if defended else None,
+        Rows(rest) if stages else None,
         stream(case.seed, "attack.own_copy.train"),
     )
     return Own(own_copy=copy, own_copy_out=Rows(rows_out), held=held)
@@ -111,21 +148,38 @@ class AttackerOutline:
     judge: splits.Judge
     adaptive: bool
     held: Rows | None = None
+    copies: list[bool] = field(default_factory=list, repr=False)  # filled once the defense matters
 
     @cached_property
     def known_rows(self) -> NDArray[np.int64]:
         """Rows the attacker trains its models on; membership is not told."""
-        return known_rows(self.case.divided, self.judge) if self.held is None else self.held.array
+        if self.held is not None:
+            return self.held.array
+        return self.case.once(
+            ("known rows", self.judge), lambda: _fixed(known_rows(self.case.divided, self.judge))
+        )
 
     @cached_property
     def population_rows(self) -> NDArray[np.int64]:
         """Rows of no role, which the attacker holds too; none if it is the defender."""
-        return np.sort(self.case.divided.population_of(self.judge))
+        return self.case.once(
+            ("population", self.judge),
+            lambda: _fixed(np.sort(self.case.divided.population_of(self.judge))),
+        )
+
+    @cached_property
+    def _all_rows(self) -> NDArray[np.int64]:
+        """Rows the attacker holds."""
+        held = self.held and self.held.digest
+        return self.case.once(
+            ("all rows", self.judge, held),
+            lambda: np.union1d(self.known_rows, self.population_rows),
+        )
 
     @property
     def num_members(self) -> int:
         """How many records train the target."""
-        return len(self.case.divided.members)
+        return len(self.case.member_rows)
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -162,13 +216,14 @@ class AttackerOutline:
             return outline.training(
                 rows=rows, reference_rows=reference_rows, defended=defended, seed=seed
             )
-        foreign = np.setdiff1d(rows, np.union1d(self.known_rows, self.population_rows))
-        if len(foreign):
+        if not np.isin(rows, self._all_rows).all():
+            foreign = np.setdiff1d(rows, self._all_rows)
             raise PermissionError(f"the attacker does not hold rows {foreign[:3].tolist()}")
         reference = None if reference_rows is None else Rows(reference_rows)
         if defended:
             if reference is None:
                 raise ValueError("an own copy of the defense needs reference_rows")
+            self.copies.append(True)
             return deploy(self.case, self.stages, Rows(rows), reference, seed)
         return TrainTarget(
             seed=seed,
@@ -186,5 +241,23 @@ class AttackerOutline:
         """
         if num_shadows < 2 or num_shadows % 2:
             raise ValueError(f"shadows come in pairs of complementary halves, not {num_shadows}")
-        stages = self.stages if defended else ()
-        return tuple(shadow(self.case, stages, self.judge, i) for i in range(num_shadows))
+        stages: Sequence[Stage] = ()
+        if defended:
+            self.copies.append(True)
+            stages = self.stages
+        like = (self.judge, identity(stages))
+
+        def numbered(i: int) -> Task:
+            return self.case.once(
+                ("shadow", i, *like), lambda: shadow(self.case, stages, self.judge, i)
+            )
+
+        return self.case.once(
+            ("shadows", num_shadows, *like), lambda: tuple(map(numbered, range(num_shadows)))
+        )
+
+
+def _fixed(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows that many plugins are shown, so that none can change them under the others."""
+    rows.setflags(write=False)
+    return rows

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from defenses.base import Defense
 from orchestrator._attack_checks import Asked, attack_problems
+from orchestrator._extent import extent_problems
 from orchestrator._plugin_fields import endless, fields, repeated, suffixes
 from orchestrator._tune_checks import read_tune, tune_problems
 from orchestrator._wording import field_problem, kind_problems, problem_of
@@ -128,6 +129,9 @@ def check(raw: Mapping[str, Any], data_dir: Path | None) -> list[Problem]:
     asked = Asked(parts.attacks, parts.preset, parts.adaptive, parts.seeds[0])
     problems += attack_problems(asked, mine, readable, data_dir)
     problems += data_problems(parts.attacks, parts.seeds[0], readable)
+    chains = [[entry for _, entry in parsed.stages] for parsed in parts.chains]
+    attacks = [entry for _, entry in parts.attacks]
+    problems += extent_problems(len(parts.seeds), len(parts.datasets), chains, attacks)
     if (tune := read_tune(raw)) is not None:
         chain = _Chain("tune.defense", [*_tuned(tune)], whole=True)
         problems += _defenses(replace(parts, chains=[chain]), known)

@@ -14,6 +14,7 @@ from orchestrator._console import (
     DEFAULT_STORE,
     FAILED,
     Address,
+    CpuWorkers,
     DataDir,
     Debug,
     Errors,
@@ -23,6 +24,7 @@ from orchestrator._console import (
     Name,
     Set,
     StoreOption,
+    TaskLimit,
     TrackingOption,
     Where,
     Workers,
@@ -33,8 +35,11 @@ from orchestrator._console import (
     load,
     make_console,
     make_options,
+    option,
     play,
     say,
+    send,
+    uri_of,
 )
 
 if TYPE_CHECKING:
@@ -102,6 +107,8 @@ def run(
     workers: Workers = None,
     address: Address = None,
     gpus_per_worker: GpusPerWorker = 0.0,
+    cpu_workers: CpuWorkers = None,
+    task_limit: TaskLimit = None,
     inline: Inline = False,
     tracking_uri: TrackingOption = None,
     journal: Journal = None,
@@ -123,7 +130,7 @@ def run(
     """
     console = make_console()
     with Errors(debug, resumes=True):
-        where = Where(inline, workers, address, gpus_per_worker)
+        where = Where(inline, workers, address, gpus_per_worker, cpu_workers, task_limit)
         data_dir, root = find_data_dir(data_dir), find_store(store)
         experiment = load(name, overrides, data_dir)
         from orchestrator.figures import inversion_figures
@@ -137,7 +144,8 @@ def run(
         outcome = run_experiment(experiment, options, for_console(console))
         print_results(console, experiment, Store(root), outcome.form)
         drawn = inversion_figures(outcome.plan, Store(root))
-        _print_end(console, name, store, tracking_uri, outcome)
+        send(root)
+        _print_end(console, name, store, root, tracking_uri, outcome)
         for path in drawn:
             console.print(f"images:  {path}", soft_wrap=True)
         if outcome.stopped or outcome.failed or outcome.missing:
@@ -189,7 +197,12 @@ app.add_typer(cli_cluster.cluster_app, name="cluster")
 
 
 def _print_end(
-    console: "Console", name: str, store: Path, tracking_uri: str | None, outcome: Any
+    console: "Console",
+    name: str,
+    store: Path,
+    root: Path,
+    tracking_uri: str | None,
+    outcome: Any,
 ) -> None:
     from rich.text import Text
 
@@ -197,7 +210,8 @@ def _print_end(
     from orchestrator.progress import spell_seconds
     from storage.tracking import default_uri, masked
 
-    mlflow = masked(tracking_uri or default_uri(store))
+    uri = uri_of(store)
+    mlflow = masked(tracking_uri or default_uri(root if uri else store))
     console.print()
     if outcome.ran:
         console.print(
@@ -224,8 +238,9 @@ def _print_end(
             f"{outcome.missing} cells lost what they need while this ran; the same command fills "
             "them"
         )
-    at = "" if store == DEFAULT_STORE else f" --store {store}"
-    console.print(f"results: {store}/tables (Parquet), {mlflow} (MLflow)", soft_wrap=True)
+    at = option(store)
+    tables = f"{uri} (tables, Parquet)" if uri else f"{store}/tables (Parquet)"
+    console.print(f"results: {tables}, {mlflow} (MLflow)", soft_wrap=True)
     hints = {
         "sfumato list defenses": "what else can stand in an experiment",
         f"sfumato run {name}{at} --set 'seeds=[0,1,2,3,4]'": "more seeds; only what is new runs",

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,12 +32,28 @@ __all__ = ["history", "query", "show", "status", "timeline"]
 
 def status(
     name: Name,
+    follow: Annotated[
+        bool,
+        typer.Option("--watch", "-w", help="Show the runs at work until the last of them ends."),
+    ] = False,
     store: StoreOption = DEFAULT_STORE,
     data_dir: DataDir = None,
     overrides: Set = None,
     debug: Debug = False,
 ) -> None:
-    """Show what is done, failed and waiting, per dataset and defense; reads only the store."""
+    """Show what is done, failed and waiting, per dataset and defense, and who works on it now.
+
+    Reads only the store, so that it may be asked from any terminal or machine that sees it. With
+    --watch, runs and searches of the experiment are shown as they go: tasks by kind, workers by
+    node, how busy they are, the time left. If nobody works on it, it waits until somebody does.
+    Ctrl-C ends the watching, not the run.
+
+    [bold]Examples[/bold]
+
+      sfumato status my.yaml
+
+      sfumato status my.yaml --watch
+    """
     console = make_console()
     with Errors(debug):
         data_dir = find_data_dir(data_dir)
@@ -45,7 +62,16 @@ def status(
         from orchestrator.overview import print_status
         from orchestrator.plan import make_plan
         from orchestrator.resume import Store, compare
+        from orchestrator.watch import is_finished, last_written, print_drivers, watch
 
+        if follow:
+            watch(
+                console,
+                root,
+                experiment.name,
+                written=partial(last_written, root, experiment.name),
+                finished=partial(is_finished, experiment, data_dir, root),
+            )
         found = compare(make_plan(experiment, data_dir), Store(root), repair=False)
         print_status(console, found, Store(root))
         if experiment.tune is not None:
@@ -53,6 +79,8 @@ def status(
             from orchestrator.tune import study_name
 
             print_trials(console, experiment, study_name(experiment, data_dir), Store(root))
+        if not follow:
+            print_drivers(console, root, experiment.name)
 
 
 def timeline(

@@ -18,6 +18,7 @@ from orchestrator._console import (
     make_console,
     refuse,
     say,
+    send,
 )
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def gc(
         from orchestrator.garbage import collect, refusal, survey, weights
         from orchestrator.garbage import forget as forget_experiment
         from orchestrator.resume import Store
+        from storage.working import pull
 
         garbage = survey(Store(root), data_dir, forget or ())
         if garbage.unplanned:
@@ -91,7 +93,12 @@ def gc(
             what = forms if "@" in name else "the experiment "
             console.print(f"forgot {what}{name.partition('@')[0]}")
         # Once more: while the list was made and printed a run may have begun to use some of it.
-        pieces, nbytes = collect(survey(Store(root), data_dir), damaged=damaged)
+        send(root)
+        pull(root)
+        found = Store(root)
+        garbage = survey(found, data_dir)
+        pieces, nbytes = collect(garbage, damaged=damaged, upstream=found.upstream)
+        send(root)
         console.print(f"removed {pieces} pieces, {size(nbytes)}")
 
 

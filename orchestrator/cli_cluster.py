@@ -35,7 +35,7 @@ def template(
         str, _text("--experiment", "NAME", "Packaged, or a file's path as the cluster sees it.")
     ] = "quickstart",
     store: Annotated[
-        str | None, _text("--store", "DIR", "Folder for results that every node mounts.")
+        str | None, _text("--store", "DIR|URI", "Folder that every node mounts, or s3://….")
     ] = None,
     data_dir: Annotated[
         str | None, _text("--data-dir", "DIR", "Folder with datasets that every node mounts.")

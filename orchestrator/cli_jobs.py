@@ -2,22 +2,28 @@
 
 import tempfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from orchestrator._console import (
+    DEFAULT_STORE,
     FAILED,
     INTERRUPTED,
+    CpuWorkers,
     Debug,
     Errors,
     GpusPerWorker,
     Name,
     Set,
+    StoreOption,
     StudyUri,
+    TaskLimit,
     TrackingOption,
     Workers,
+    find_made_store,
     find_tracking,
     make_console,
     refuse,
@@ -53,9 +59,9 @@ def submit(
         str | None,
         typer.Option(
             "--store",
-            metavar="DIR",
-            help="Folder for results that every node sees; default: sfumato-store in the home "
-            "folder of the cluster's head.",
+            metavar="DIR|URI",
+            help="Folder for results that every node sees, or URI as s3://BUCKET/NAME; default: "
+            "sfumato-store in the home folder of the cluster's head.",
         ),
     ] = None,
     follow: Annotated[
@@ -81,6 +87,8 @@ def submit(
     ] = False,
     workers: Workers = None,
     gpus_per_worker: GpusPerWorker = 0.0,
+    cpu_workers: CpuWorkers = None,
+    task_limit: TaskLimit = None,
     tracking_uri: TrackingOption = None,
     study_uri: StudyUri = None,
     python: Annotated[
@@ -137,6 +145,8 @@ def submit(
             "--data-dir": data_dir or ("data" if shipment.named else None),
             "--workers": workers,
             "--gpus-per-worker": gpus_per_worker or None,
+            "--cpu-workers": cpu_workers,
+            "--task-limit": task_limit,
             "--tracking-uri": tracking_uri,
             "--study-uri": study_uri,
         }
@@ -199,24 +209,50 @@ def jobs(address: Address = None, debug: Debug = False) -> None:
 
 def logs(
     job: Id = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            metavar="KEY",
+            help="The log of one task of a store instead: its key, or the first digits of it.",
+        ),
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
     address: Address = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the job ends.")
+        bool, typer.Option("--follow", "-f", help="Go on until the job or task ends.")
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Show what a submitted experiment says.
+    """Show what a submitted experiment says, or what one task said.
 
     Without an id: the job that runs, or else the last one. With --follow the exit code is the
     job's; Ctrl-C leaves it running.
+
+    With --task: what the task is, how it ended, and what it printed, its errors with their
+    traceback. `sfumato status NAME` has the keys of failed tasks. A task that printed nothing and
+    went well has no log.
 
     [bold]Examples[/bold]
 
       sfumato logs --follow
 
       sfumato logs purifier_location-20260102-0304
+
+      sfumato logs --task 3f9a21 --store /big/disk/store
     """
     with Errors(debug):
+        if task is not None:
+            if job is not None or address is not None:
+                refuse("--task shows a log that a store has; drop the job's ID and --address")
+            from orchestrator.resume import Store
+            from orchestrator.task_log import find_task, print_log
+
+            kept = Store(find_made_store(store))
+            print_log(kept, find_task(kept, task), partial(typer.echo, nl=False), follow=follow)
+            return
+        if store != DEFAULT_STORE:
+            refuse("--store goes with --task: a job's log is on its cluster, which --address names")
         cluster = _connect(address)
         meant = cluster.find(job)
         if follow:

@@ -9,6 +9,7 @@ from orchestrator._console import (
     DEFAULT_STORE,
     FAILED,
     Address,
+    CpuWorkers,
     DataDir,
     Debug,
     Errors,
@@ -19,6 +20,7 @@ from orchestrator._console import (
     Set,
     StoreOption,
     StudyUri,
+    TaskLimit,
     TrackingOption,
     Where,
     Workers,
@@ -26,8 +28,10 @@ from orchestrator._console import (
     find_store,
     make_console,
     make_options,
+    option,
     refuse,
     say,
+    send,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +58,8 @@ def tune(
     workers: Workers = None,
     address: Address = None,
     gpus_per_worker: GpusPerWorker = 0.0,
+    cpu_workers: CpuWorkers = None,
+    task_limit: TaskLimit = None,
     inline: Inline = False,
     tracking_uri: TrackingOption = None,
     journal: Journal = None,
@@ -82,7 +88,7 @@ def tune(
     """
     console = make_console()
     with Errors(debug, resumes=not explain):
-        where = Where(inline, workers, address, gpus_per_worker)
+        where = Where(inline, workers, address, gpus_per_worker, cpu_workers, task_limit)
         data_dir, root = find_data_dir(data_dir), find_store(store)
         from orchestrator.compare import load_studies
 
@@ -108,6 +114,7 @@ def tune(
             from orchestrator.compare import print_comparison
 
             print_comparison(console, comparison, done, root)
+        send(root)
         _print_end(console, name, store, done)
         if any(one.broken for one in done):
             raise typer.Exit(FAILED)
@@ -116,7 +123,7 @@ def tune(
 def _print_end(console: "Console", name: str, store: Path, done: "list[Studied]") -> None:
     from rich.text import Text
 
-    at = "" if store == DEFAULT_STORE else f" --store {store}"
+    at = option(store)
     console.print()
     for one in done:
         for path in one.figures:

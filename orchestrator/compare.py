@@ -15,7 +15,7 @@ from orchestrator.config import Experiment
 from orchestrator.figures_tune import draw_fronts
 from orchestrator.front import Direction, hypervolume, nondominated, reference_point
 from orchestrator.judge import Points, front_experiment, points_of, record_judged, write_files
-from orchestrator.loop import Options, Progress
+from orchestrator.outcome import Options, Progress
 from orchestrator.report_tune import (
     draw_figures,
     front_of,

@@ -36,7 +36,7 @@ def data_attack(
                 case.seed, answers, plugin, judge, entry.column, entry.layer or "answers"
             )
         case "inversion":
-            identity = _identity(case, judge)
+            identity = case.once(("identity", judge), lambda: _identity(case, judge))
             return "inversion", RunInversion(case.seed, answers, plugin, judge, identity)
     return None
 

@@ -43,7 +43,10 @@ DatasetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_
 # Nothing that moves a terminal's cursor, breaks a line, or turns the direction of writing.
 Label = Annotated[
     str,
-    Field(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff]+$", max_length=200),
+    Field(
+        pattern=r"^[^\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]+$",
+        max_length=200,
+    ),
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 PluginName = Annotated[str, Field(max_length=100)]

@@ -11,6 +11,7 @@ from orchestrator.plan import make_plan
 from orchestrator.resume import Store
 from storage import census
 from storage.census import Piece
+from storage.remote import ObjectStore
 
 __all__ = ["EARLIER", "Garbage", "collect", "forget", "kinds", "refusal", "survey", "weights"]
 
@@ -58,6 +59,8 @@ def survey(store: Store, data_dir: Path | None, forgotten: Sequence[str] = ()) -
     census.check_store(store.root)
     # Pieces first: what a run that starts meanwhile makes is not among them.
     pieces = list(census.pieces(store.root, _DRAFT_AGE_S))
+    if store.upstream is not None:
+        store.upstream.read_ahead(piece.key for piece in pieces if piece.what == "artifact")
     forms = kept(store)
     gone = {form for text in forgotten for form in _named(forms, text)}
     needs: dict[Form, frozenset[str]] = {}
@@ -111,25 +114,28 @@ def kinds(root: Path, garbage: Garbage) -> list[tuple[str, int, int]]:
     return [(what, counts[what], nbytes) for what, nbytes in sizes.most_common()]
 
 
-def collect(garbage: Garbage, *, damaged: bool) -> tuple[int, int]:
+def collect(
+    garbage: Garbage, *, damaged: bool, upstream: ObjectStore | None = None
+) -> tuple[int, int]:
     """Remove what can go; stopping at any moment leaves a sound store.
 
     Args:
         garbage: what `survey` found a moment ago; a run that starts meanwhile may reuse it.
         damaged: also what was set aside.
+        upstream: whose working copy the store is.
 
     Returns:
         How many pieces were removed, and their bytes.
 
     Raises:
         ValueError: if it cannot be told what a form needs.
-        StoreUnwritable: the disk is read-only or forbidden.
+        StoreUnwritable: the disk is read-only or forbidden, or the server is away.
     """
     if garbage.unplanned:
         raise ValueError(refusal(garbage.unplanned))
     going = [piece for piece in garbage.pieces if piece.what != "damaged" or damaged]
     for piece in going:
-        census.remove(piece)
+        census.remove(piece, upstream)
     return len(going), sum(piece.nbytes for piece in going)
 
 

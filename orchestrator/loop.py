@@ -1,11 +1,12 @@
 """The loop that obeys the scheduler and records what it is told."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
+from uuid import uuid4
 
 from cluster.base import (
     Event,
@@ -16,102 +17,26 @@ from cluster.base import (
     WorkerJoined,
     WorkerLost,
 )
-from orchestrator.plan import Plan
+from cluster.inline import Inline
+from orchestrator.live import Live
+from orchestrator.outcome import Options, Outcome, Progress
 from orchestrator.resume import Prepared, Store, record
 from orchestrator.state import Job, Run, State
 from storage.artifacts import ArtifactDamaged, ArtifactMissing, StoreUnwritable
 from tasks.base import Task
-from tasks.worker import Site, execute, prepare
+from tasks.logs import read_log
+from tasks.shelf import Shelf
+from tasks.worker import Site, execute, leave, prepare, tail
 
-__all__ = ["STALE_S", "Loop", "Options", "Outcome", "Progress"]
+__all__ = ["STALE_S", "Loop"]
 
 INLINE_BELOW_S = 8.0  # starting Ray costs about 4 s; below this one process is done sooner
 _POLL_S = 0.5
+_TAIL_BYTES = 4096  # of a failed task's log, that its row keeps
+# A task hangs after so many times what alike ones took, and never sooner than after an hour; one
+# of which nothing is known yet, after a day.
+_PATIENCE, _LEAST_LIMIT_S, _UNKNOWN_LIMIT_S = 20.0, 3600.0, 86_400.0
 STALE_S = 86_400.0  # a draft of another machine this old was left by a process that was killed
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run; nothing here changes a result.
-
-    Attributes:
-        store: root of the store, absolute.
-        data_dir: where datasets are looked for.
-        executor: "auto" runs little work in this process and the rest on Ray.
-        address: a running Ray cluster; None starts one here.
-        workers: how many; None for one per core (or per GPU share).
-        gpus_per_worker: the share of a GPU each worker owns.
-        tracking_uri: an MLflow server; None for a SQLite file in the store.
-        journal: a file that gets a line for each start and end of a task.
-        max_attempts: workers a task may cost before it is given up.
-    """
-
-    store: Path
-    data_dir: Path | None = None
-    executor: Literal["auto", "inline", "ray"] = "auto"
-    address: str | None = None
-    workers: int | None = None
-    gpus_per_worker: float = 0.0
-    tracking_uri: str | None = None
-    journal: Path | None = None
-    max_attempts: int = 3
-
-
-class Progress(Protocol):
-    """What the person sees while the loop runs."""
-
-    def begin(self, prepared: Prepared) -> None: ...
-
-    def grow(self, prepared: Prepared) -> None: ...
-
-    def started(self, worker: str, task: Task) -> None: ...
-
-    def finished(self, worker: str, task: Task, seconds: float) -> None: ...
-
-    def failed(self, worker: str, task: Task, error: str) -> None: ...
-
-    def note(self, message: str) -> None: ...
-
-    def end(self) -> None: ...
-
-
-@dataclass
-class Outcome:
-    """What a run came to.
-
-    Attributes:
-        plan: what was to be done.
-        form: what its cells are kept as.
-        failed: key -> error of tasks that failed.
-        blocked: key -> the failed key it needed.
-        cached: tasks whose artifacts were there before.
-        ran: tasks that finished in this run.
-        makespan_s: seconds from the first worker to the last event.
-        task_s: seconds spent in tasks, summed over workers.
-        workers: how many worked at once.
-        missing: cells that are neither filled nor failed, where the run ended as if all were.
-        stopped: why the run stopped early, or None.
-        warnings: what the person should know although the run went on.
-    """
-
-    plan: Plan
-    form: str
-    failed: dict[str, str] = field(default_factory=dict)
-    blocked: dict[str, str] = field(default_factory=dict)
-    cached: int = 0
-    ran: int = 0
-    makespan_s: float = 0.0
-    task_s: float = 0.0
-    workers: int = 0
-    missing: int = 0
-    stopped: str | None = None
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def utilisation(self) -> float:
-        """The share of worker time spent in tasks, in [0, 1]."""
-        room = self.workers * self.makespan_s
-        return self.task_s / room if room else 0.0
 
 
 class Loop:
@@ -145,22 +70,43 @@ class Loop:
         self.store, self.progress, self.put = store, progress, put
         self.outcome = outcome
         self.state = State({}, max_attempts=options.max_attempts)
-        self.executor, device = _executor(options, expected_s, store)
+        self.options = options
+        self.run = uuid4().hex
+        self.live = Live(store, self.run, outcome.plan.experiment.name)
+        self.executor = self._make_executor(expected_s)
+        on_ray = not isinstance(self.executor, Inline)
         self.site = Site(
-            store.root / "artifacts", options.data_dir, device=device, journal=options.journal
+            store.root / "artifacts",
+            options.data_dir,
+            journal=options.journal,
+            logs=store.root / "logs",
+            capture=on_ray,
+            upstream=store.upstream,
         )
-        self.present: set[str] = set()
+        self.away: Site | None = None  # where workers are that do not see the store
+        self.present: dict[str, WorkerJoined] = {}
+        self.since: dict[str, float] = {}  # worker -> when its task began
+        self.limits: dict[str, float] = {}
+        self.tails: dict[str, bytes] = {}  # key -> the end of a log that only a lost node had
         self.max_attempts = options.max_attempts
         self.unread: dict[str, int] = {}  # key -> times its fresh artifact could not be read
 
     def add(self, prepared: Prepared) -> None:
         """More to do, before `work` or from within it."""
         tasks = prepared.plan.tasks
+        gpus = bool(self.options.gpus_per_worker)
         jobs = {
-            key: Job(tuple(task.key for task in tasks[key].inputs), prepared.seconds[key])
-            for key in tasks
+            key: Job(
+                tuple(needed.key for needed in task.inputs),
+                prepared.seconds[key],
+                gpu=gpus and task.GPU,
+                memory=prepared.costs.memory(task, gpu=gpus and task.GPU),
+            )
+            for key, task in tasks.items()
         }
         self.tasks.update(tasks)
+        self.live.add(prepared)
+        self.limits |= {key: self._limit(tasks[key], prepared) for key in prepared.needed}
         self._submit(self.state.add(jobs, done=jobs.keys() - set(prepared.needed)))
 
     def work(self, more: Callable[[], bool] = lambda: False) -> None:
@@ -172,13 +118,18 @@ class Loop:
         """
         began = time.perf_counter()
         try:
+            self.live.begin()
             self.executor.start()
             while self.outcome.stopped is None and (more() or not self.state.finished):
+                self.progress.tick(self.executor.pending)
+                self.live.tick(self.executor.pending)
+                self._drop_hung()
                 for event in self.executor.events(_POLL_S):
                     if isinstance(event, WorkerJoined) and not self.outcome.workers:
                         began = time.perf_counter()
                     if (known := self._hear(event)) is not None:
                         self._submit(self.state.handle(known))
+            self._leave_nodes()
         except StoreUnwritable as error:  # the disk filled up under the tables
             self.outcome.stopped = str(error)
         finally:
@@ -186,18 +137,29 @@ class Loop:
             self.outcome.failed = dict(self.state.failed)
             self.outcome.blocked = dict(self.state.blocked)
             self.executor.close()
+            self.live.end()
             self.store.drop_stale_drafts(older_than_s=STALE_S)  # of workers that were lost
             self._keep_failures()
+
+    def _leave_nodes(self) -> None:
+        """Have nodes that do not see the store remove what they kept for this run.
+
+        What an interrupted run leaves is removed by the next one there.
+        """
+        blind = {at.node: worker for worker, at in self.present.items() if not at.sees}
+        for worker in blind.values():
+            self.executor.beside(worker, leave, self.run)
 
     def _hear(self, event: Event) -> Event | None:
         """Record what an event tells; gives the event the scheduler should know, if any."""
         match event:
             case WorkerJoined(worker):
-                self.present.add(worker)
+                self.present[worker] = event
                 self.outcome.workers = max(self.outcome.workers, len(self.present))
+                self.progress.joined(worker, event.node, event.gpu)
+                self.live.count.joined(worker, event.node, event.gpu)
             case WorkerLost(worker, reason):
-                self.present.discard(worker)
-                self.progress.note(f"worker {worker} lost ({reason}); its task will run again")
+                self._lost(worker, reason)
             case TaskDone(worker, key, result):
                 seconds = float(result["duration_s"])
                 try:
@@ -208,17 +170,51 @@ class Loop:
                 self.outcome.task_s += seconds
                 self.outcome.ran += 1
                 self.progress.finished(worker, self.tasks[key], seconds)
+                self.live.count.ended(worker, self.tasks[key], seconds)
             case TaskFailed(_, _, error) if error.startswith("StoreUnwritable"):
                 # No fault of the task, and every other would meet it: it waits for the next run.
                 self.outcome.stopped = error.partition(": ")[2]
                 return None
             case TaskFailed(worker, key, error):
                 self.progress.failed(worker, self.tasks[key], error)
+                self.live.failed(worker, self.tasks[key])
             case InputDamaged(worker, _, damaged, reason):
                 # It is not there if another task found it damaged a moment ago.
                 if self.store.artifacts.set_aside(damaged, reason):
                     self.progress.note(f"artifact {damaged[:12]} is damaged ({reason}): set aside")
         return event
+
+    def _lost(self, worker: str, reason: str) -> None:
+        joined, key = self.present.pop(worker, None), self.state.running.get(worker)
+        self.since.pop(worker, None)
+        self.progress.lost(worker)
+        self.live.count.lost(worker)
+        if key is None:
+            self.progress.note(f"worker {worker} lost ({reason}); it was idle")
+            return
+        if joined is not None and not joined.sees:
+            found = self.executor.beside(worker, tail, self.run, key, _TAIL_BYTES)
+            self.tails[key] = found or b""
+        self.progress.note(
+            f"worker {worker} lost ({reason}) with {self.tasks[key].kind} "
+            f"{self.tasks[key].name} {key[:12]}, which is tried again"
+        )
+
+    def _limit(self, task: Task, prepared: Prepared) -> float:
+        """Seconds after which a task hangs."""
+        if self.options.task_limit_s is not None:
+            return self.options.task_limit_s or math.inf
+        if not prepared.costs.measured(task):
+            return _UNKNOWN_LIMIT_S
+        return max(_LEAST_LIMIT_S, _PATIENCE * prepared.seconds[task.key])
+
+    def _drop_hung(self) -> None:
+        now = time.monotonic()
+        for worker, key in self.state.running.items():
+            limit_s = self.limits.get(key, math.inf)
+            if now - self.since.get(worker, now) > limit_s:
+                self.since.pop(worker)  # once
+                self.executor.drop(worker, f"its task did not end within {limit_s:g} s")
 
     def _once_more(self, worker: str, key: str, reason: str) -> Event | None:
         """What a task kept cannot be read back: run it again, unless that was tried too often."""
@@ -227,15 +223,42 @@ class Loop:
         if self.unread[key] >= self.max_attempts:
             return TaskFailed(worker, key, reason)
         self.progress.note(f"{reason} It was set aside, and its task runs again")
-        self.executor.submit(worker, key, execute, self.tasks[key], self.site, worker)
+        self._start(worker, key)
         return None
 
     def _submit(self, instructions: Sequence[Run]) -> None:
         for instruction in instructions:
             if self.outcome.stopped is None:
-                task, worker = self.tasks[instruction.key], instruction.worker
-                self.progress.started(worker, task)
-                self.executor.submit(worker, task.key, execute, task, self.site, worker)
+                self.progress.started(instruction.worker, self.tasks[instruction.key])
+                self.live.count.started(instruction.worker, self.tasks[instruction.key])
+                self._start(instruction.worker, instruction.key)
+
+    def _start(self, worker: str, key: str) -> None:
+        task, at = self.tasks[key], self.present[worker]
+        site = self.site if at.sees else self._away()
+        if at.gpu and task.GPU:
+            site = replace(site, device="cuda")
+        self.since[worker] = time.monotonic()
+        self.executor.submit(worker, key, execute, task, site, worker)
+
+    def _away(self) -> Site:
+        """Where a worker is that does not see the store: what it needs comes through Ray."""
+        if self.away is None:
+            here = self.site
+            assert here.artifacts is not None, "the driver sees its store"
+            assert here.logs is not None, "the driver sees its store"
+            shelf = Shelf(here.artifacts, here.logs, here.data_dir, here.journal)
+            stand_in = self.executor.share(shelf)
+            self.away = replace(
+                here,
+                artifacts=None,
+                logs=None,
+                journal=None,
+                upstream=here.upstream or stand_in,
+                shelf=stand_in,
+                run=self.run,
+            )
+        return self.away
 
     def _keep_failures(self) -> None:
         try:
@@ -251,27 +274,28 @@ class Loop:
                 "kind": task.kind,
                 "name": task.name,
                 "error": reason,
+                "log_tail": self._log_tail(key),
                 "attempts": max(1, self.state.attempts.get(key, 0)),
                 "created_at": datetime.now(UTC),
             }
             self.store.tables.write("failures", key, [row])
 
+    def _log_tail(self, key: str) -> str:
+        tail = self.tails.get(key) or read_log(self.store.root / "logs", key, _TAIL_BYTES)
+        return tail.decode(errors="replace")
 
-def _executor(options: Options, expected_s: float, store: Store) -> tuple[Executor, str]:
-    """What runs the tasks, and the torch device of its workers."""
-    little = expected_s < INLINE_BELOW_S and options.executor == "auto"
-    device = "cuda" if options.gpus_per_worker else "cpu"
-    if options.executor == "inline" or (little and not options.address and not options.workers):
-        from cluster.inline import Inline
+    def _make_executor(self, expected_s: float) -> Executor:
+        options = self.options
+        little = expected_s < INLINE_BELOW_S and options.executor == "auto"
+        if options.executor == "inline" or (little and not options.address and not options.workers):
+            return Inline(setup=prepare)
+        from cluster.ray_pool import RayPool
 
-        return Inline(setup=prepare), device
-    from cluster.ray_pool import RayPool
-
-    pool = RayPool(
-        workers=options.workers,
-        address=options.address,
-        gpus_per_worker=options.gpus_per_worker,
-        setup=prepare,
-        visible=store.root,
-    )
-    return pool, device
+        return RayPool(
+            workers=options.workers,
+            address=options.address,
+            gpus_per_worker=options.gpus_per_worker,
+            cpu_workers=options.cpu_workers,
+            setup=prepare,
+            visible=self.live.path,
+        )

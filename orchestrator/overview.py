@@ -8,6 +8,7 @@ from rich.table import Table
 from orchestrator._places import Places
 from orchestrator.progress import spell_seconds
 from orchestrator.resume import Prepared, Store
+from orchestrator.task_log import command
 
 __all__ = ["print_plan", "print_status"]
 
@@ -63,4 +64,7 @@ def print_status(console: Console, prepared: Prepared, store: Store) -> None:
     places = Places(prepared.plan)
     for key in prepared.plan.tasks:
         if key in failed and key not in prepared.done:
-            console.print(f"failed: {places.named(key)}: {failed[key]}")
+            console.print(
+                f"failed: {places.named(key)}: {failed[key]} ({command(store, key)})",
+                soft_wrap=True,
+            )

@@ -1,10 +1,12 @@
 """An experiment as tasks, deduplicated by key."""
 
+import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from attacks.base import Attack
 from orchestrator.attacker import own_models
@@ -56,6 +58,29 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class _Listed:
+    """An attack of the experiment at one point of its grid."""
+
+    label: str
+    entry: AttackEntry
+    plugin: Attack
+
+    @cached_property
+    def harder(self) -> str | None:
+        """What tells it from other attacks, if it can be trained harder; else None."""
+        if not self.plugin.harder():
+            return None
+        entry = self.entry
+        told = [canonical(self.plugin), entry.adaptive, entry.fit_on, entry.shadow_data]
+        return json.dumps(told, sort_keys=True)
+
+    def concerns(self, names: set[str], kind: str) -> bool:
+        """Whether it is made for one of these defenses, or for all, and for this kind of data."""
+        made_for = self.entry.against or self.plugin.AGAINST
+        return not (made_for and names.isdisjoint(made_for)) and kind in self.plugin.KINDS
+
+
+@dataclass(frozen=True)
 class Plan:
     """The tasks of an experiment in an order that respects inputs, and the cells they fill."""
 
@@ -66,6 +91,17 @@ class Plan:
 
 def make_plan(experiment: Experiment, data_dir: Path | None) -> Plan:
     """All tasks of a checked experiment; trains nothing, writes nothing."""
+    # Nothing made here is garbage; looking for it again and again would take a sixth of the time.
+    looked = gc.isenabled()
+    gc.disable()
+    try:
+        return plan_of(experiment, _all_cells(experiment, data_dir))
+    finally:
+        if looked:
+            gc.enable()
+
+
+def _all_cells(experiment: Experiment, data_dir: Path | None) -> list[Cell]:
     cells: list[Cell] = []
     for entry in experiment.datasets:
         dataset = datasets.load(entry.source, data_dir)
@@ -77,7 +113,7 @@ def make_plan(experiment: Experiment, data_dir: Path | None) -> Plan:
             case = _case(experiment, entry, dataset, seed, data_dir)
             mine += _cells(experiment, entry, case, chains, listed, efforts)
         cells += [*mine, *_worst_cells(mine)]
-    return plan_of(experiment, cells)
+    return cells
 
 
 def plan_of(experiment: Experiment, cells: Sequence[Cell]) -> Plan:
@@ -89,12 +125,12 @@ def plan_of(experiment: Experiment, cells: Sequence[Cell]) -> Plan:
 
 
 def _collect(task: Task, tasks: dict[str, Task]) -> None:
-    """Add a task after its inputs."""
-    if task.key in tasks:
-        return
-    for needed in task.inputs:
-        _collect(needed, tasks)
-    tasks[task.key] = task
+    """Add a task after its inputs, unless it is there."""
+    if task.key not in tasks:
+        for needed in task.inputs:
+            if needed.key not in tasks:
+                _collect(needed, tasks)
+        tasks[task.key] = task
 
 
 def _case(
@@ -110,6 +146,7 @@ def _case(
     )
     architecture = architectures.make(name, **experiment.target.recipe)
 
+    @cache
     def other(of: str) -> Case:
         foreign = DatasetEntry(name=of)
         loaded = datasets.load(foreign.source, data_dir)
@@ -152,17 +189,18 @@ def _stages(
         yield point_label(entry, values), stage
 
 
-def _attacks(experiment: Experiment) -> Iterator[tuple[str, AttackEntry, Any]]:
-    """Every attack of the experiment as (label, entry, plugin), grids spanned."""
+def _attacks(experiment: Experiment) -> Iterator[_Listed]:
+    """Every attack of the experiment, grids spanned."""
     for entry in experiment.attacks:
         cls = plugins.attack(entry.name)
         for values in grid_points(entry):
             fields = {**cls.PRESETS.get(entry.preset or experiment.preset, {}), **values}
             plugin = cls.model_validate(fields)
             label = attack_label(entry) + point_label(entry, values)
-            yield label, entry, plugin
+            yield _Listed(label, entry, plugin)
             if experiment.adaptive and adapts_besides(plugin, entry):
-                yield f"{label} adaptive", entry.model_copy(update={"adaptive": True}), plugin
+                adaptive = entry.model_copy(update={"adaptive": True})
+                yield _Listed(f"{label} adaptive", adaptive, plugin)
 
 
 def adapts_besides(plugin: Attack, entry: AttackEntry) -> bool:
@@ -177,7 +215,7 @@ def _cells(
     entry: DatasetEntry,
     case: Case,
     chains: Sequence[tuple[str, str, list[Stage], set[str]]],
-    listed: Sequence[tuple[str, AttackEntry, Any]],
+    listed: Sequence[_Listed],
     efforts: dict[tuple[str, str], ChooseEffort],
 ) -> Iterator[Cell]:
     """The cells of one seed; `efforts` are those chosen under the first, by defense and attack."""
@@ -186,46 +224,42 @@ def _cells(
     yield Cell("check", entry.name, case.seed, "", "", "", experiment.preset, checks)
     for label, preset, stages, names in chains:
         answers = deploy(case, stages)
-        about = {
-            "dataset": entry.name,
-            "seed": case.seed,
-            "label": label,
-            "defense": answers.columns()["defense"],
-            "preset": preset,
-        }
+        defended = bool(answers.defenses)
+        place = (entry.name, case.seed, label, answers.defense)
         # Under every other judge the utility is one and the same task.
         on = entry.judge if entry.judge == "defender" else "members"
         utility = MeasureUtility(seed=case.seed, answers=answers, baseline=baseline, judge=on)
-        yield Cell(kind="utility", attack="", task=utility, **about)
-        for name, attack, plugin in listed:
-            made_for = attack.against or plugin.AGAINST
-            if (made_for and names.isdisjoint(made_for)) or case.dataset.kind not in plugin.KINDS:
+        yield Cell("utility", *place, "", preset, utility)
+        for attack in listed:
+            if not attack.concerns(names, case.dataset.kind):
                 continue
-            if attack.adaptive and not answers.defenses:
+            asked = attack.entry
+            if asked.adaptive and not defended:
                 continue  # an own copy of no defense is the same attack again
-            if (found := data_attack(case, answers, plugin, attack, entry.judge)) is not None:
-                yield Cell(kind=found[0], attack=name, task=found[1], **about)
+            found = data_attack(case, answers, attack.plugin, asked, entry.judge)
+            if found is not None:
+                yield Cell(found[0], *place, attack.label, preset, found[1])
                 continue
-            own = own_models(case, stages, plugin, attack, entry.judge)
+            own = own_models(case, stages, attack.plugin, asked, entry.judge)
             task = RunAttack(
                 seed=case.seed,
                 answers=answers,
-                attack=plugin,
+                attack=attack.plugin,
                 checks=checks,
                 judge=entry.judge,
-                fit_on=attack.fit_on,
-                adaptive=attack.adaptive,
+                fit_on=asked.fit_on,
+                adaptive=asked.adaptive,
                 trainings=own.trainings,
                 own_copy=own.own_copy,
                 own_copy_out=own.own_copy_out,
                 held=own.held,
             )
-            if experiment.retry and answers.defenses and plugin.harder():
-                identity = [canonical(plugin), attack.adaptive, attack.fit_on, attack.shadow_data]
-                place = (label, json.dumps(identity, sort_keys=True))
-                effort = efforts.setdefault(place, ChooseEffort(case.seed, task))
-                task = replace(task, effort=effort)
-            yield Cell(kind="attack", attack=name, task=task, **about)
+            if experiment.retry and defended and attack.harder is not None:
+                same = (label, attack.harder)
+                if same not in efforts:
+                    efforts[same] = ChooseEffort(case.seed, task)
+                task = replace(task, effort=efforts[same])
+            yield Cell("attack", *place, attack.label, preset, task)
 
 
 def _worst_cells(cells: Sequence[Cell]) -> Iterator[Cell]:

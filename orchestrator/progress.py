@@ -1,7 +1,7 @@
 """What the person sees while tasks run: a live display on a terminal, plain lines elsewhere."""
 
+import math
 import time
-from collections import Counter
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -9,13 +9,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator._places import Places
+from orchestrator.count import Count, Snapshot
 from orchestrator.resume import Prepared
 from tasks.base import Task
 
-__all__ = ["Lines", "Screen", "for_console", "spell_seconds"]
+__all__ = ["Lines", "Screen", "draw", "for_console", "line", "spell_seconds"]
 
 _LINE_EVERY_S = 5.0
+_WAITS_S = 15.0  # starting a worker takes some of these
+_MOST_LISTED = 16  # workers; of more, each node is summed up
 
 
 def for_console(console: Console) -> "Screen | Lines":
@@ -32,73 +34,12 @@ def spell_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class _Count:
-    """What is done of what was planned, and when it will end."""
-
-    def __init__(self) -> None:
-        self.total = self.cached = self.finished = self.failed = 0
-        self.kinds: Counter[str] = Counter()
-        self.left: Counter[str] = Counter()
-        self.open: Counter[tuple[str, str]] = Counter()
-        self.expected: dict[tuple[str, str], float] = {}
-        self.measured: dict[tuple[str, str], tuple[int, float]] = {}
-        self.running: dict[str, tuple[Task, float]] = {}
-        self.began = time.monotonic()
-        self.places: Places | None = None
-        self.known: set[str] = set()
-
-    def add(self, prepared: Prepared) -> None:
-        """Tasks to be done, the first or more of them; what is known is not counted again."""
-        tasks = prepared.plan.tasks
-        if self.places is None:
-            self.places, self.began = Places(prepared.plan), time.monotonic()
-        else:
-            self.places.add(prepared.plan)
-        new = [key for key in prepared.needed if key not in self.known]
-        self.total += len(new)
-        self.cached += len(tasks.keys() - self.known - set(new))
-        self.known |= tasks.keys()
-        for key in new:
-            like = (tasks[key].kind, tasks[key].name)
-            self.open[like] += 1
-            self.expected[like] = prepared.seconds[key]
-            self.left[tasks[key].kind] += 1
-            self.kinds[tasks[key].kind] += 1
-
-    def started(self, worker: str, task: Task) -> None:
-        self.running[worker] = (task, time.monotonic())
-
-    def ended(self, worker: str, task: Task, seconds: float | None) -> None:
-        """Note an end; `seconds` is None for a failure."""
-        self.running.pop(worker, None)
-        self.left[task.kind] -= 1
-        like = (task.kind, task.name)
-        self.open[like] = max(0, self.open[like] - 1)  # a task may have to run once more
-        if seconds is None:
-            self.failed += 1
-            return
-        self.finished += 1
-        count, total = self.measured.get(like, (0, 0.0))
-        self.measured[like] = (count + 1, total + seconds)
-
-    def named(self, task: Task) -> str:
-        assert self.places is not None, "begin() comes first"
-        return self.places.named(task.key)
-
-    def time_left(self) -> str:
-        """From the durations of alike tasks measured so far, spread over the workers at work."""
-        left_s = 0.0
-        for like, count in self.open.items():
-            measured, total = self.measured.get(like, (0, 0.0))
-            left_s += count * (total / measured if measured else self.expected[like])
-        return spell_seconds(left_s / max(1, len(self.running)))
-
-
 class Lines:
     """Plain lines for job logs: a line every few seconds, each failure and note at once."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._count, self._said = console, _Count(), 0.0
+        self._console, self._count, self._said = console, Count(), 0.0
+        self._waits = math.inf
 
     def begin(self, prepared: Prepared) -> None:
         """Say what will run."""
@@ -109,6 +50,23 @@ class Lines:
     def grow(self, prepared: Prepared) -> None:
         """Count what came to it; says nothing."""
         self._count.add(prepared)
+
+    def joined(self, worker: str, node: str, gpu: bool) -> None:
+        """Count a worker."""
+        self._count.joined(worker, node, gpu)
+
+    def lost(self, worker: str) -> None:
+        """Count it no more."""
+        self._count.lost(worker)
+
+    def tick(self, pending: int) -> None:
+        """Say that workers have waited for a place in the cluster for a while."""
+        now = time.monotonic()
+        if pending != self._count.pending:
+            self._count.pending, self._waits = pending, now
+        if pending and now - self._waits > _WAITS_S:
+            self._waits = math.inf  # once
+            self._say(f"{_workers(pending)} wait{'s' * (pending == 1)} for a place in the cluster")
 
     def started(self, worker: str, task: Task) -> None:
         """Remember what runs where."""
@@ -123,7 +81,7 @@ class Lines:
             self._said = now
             what = " ".join(filter(None, (task.kind, task.name, task.dataset)))
             self._say(
-                f"{count.finished}/{count.total} done, about {count.time_left()} left "
+                f"{count.finished}/{count.total} done, about {spell_seconds(count.left_s)} left "
                 f"(last: {what} seed {task.seed}, {seconds:.1f} s)"
             )
 
@@ -147,7 +105,7 @@ class Screen:
     """A live display: a bar, what is left of each kind, what each worker does."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._count = console, _Count()
+        self._console, self._count = console, Count()
         self._live: Live | None = None
 
     def begin(self, prepared: Prepared) -> None:
@@ -164,6 +122,18 @@ class Screen:
             self.begin(prepared)
         else:
             self._count.add(prepared)
+
+    def joined(self, worker: str, node: str, gpu: bool) -> None:
+        """Show a worker."""
+        self._count.joined(worker, node, gpu)
+
+    def lost(self, worker: str) -> None:
+        """Show it no more."""
+        self._count.lost(worker)
+
+    def tick(self, pending: int) -> None:
+        """Show how many workers wait for a place in the cluster."""
+        self._count.pending = pending
 
     def started(self, worker: str, task: Task) -> None:
         """Show what runs where."""
@@ -189,21 +159,50 @@ class Screen:
             self._live = None
 
     def _render(self) -> Group:
-        count = self._count
-        done = count.finished + count.failed
-        head = Table.grid(padding=(0, 2))
-        head.add_row(
-            ProgressBar(total=max(1, count.total), completed=done, width=30),
-            f"{done}/{count.total} tasks",
-            f"{count.cached} in the store",
-            Text(f"{count.failed} failed", style="red") if count.failed else "",
-            f"{spell_seconds(time.monotonic() - count.began)} gone",
-            f"about {count.time_left()} left",
-        )
-        kinds = "  ".join(f"{k} {n - count.left[k]}/{n}" for k, n in count.kinds.items())
-        workers = Table.grid(padding=(0, 2))
-        for worker, (task, since) in sorted(count.running.items()):
-            what = f"{task.kind} {task.name}"
-            where = f"{task.dataset} seed {task.seed}"
-            workers.add_row(worker, what, where, spell_seconds(time.monotonic() - since))
-        return Group(head, Text(kinds, style="dim"), workers)
+        return draw(self._count.snapshot())
+
+
+def draw(told: Snapshot) -> Group:
+    """A run at one moment: a bar, what is done of each kind, what each worker does, by node."""
+    done = told.finished + told.failed
+    head = Table.grid(padding=(0, 2))
+    head.add_row(
+        ProgressBar(total=max(1, told.total), completed=done, width=30),
+        f"{done}/{told.total} tasks",
+        f"{told.cached} in the store",
+        Text(f"{told.failed} failed", style="red") if told.failed else "",
+        f"{spell_seconds(told.gone_s)} gone",
+        f"about {spell_seconds(told.left_s)} left",
+    )
+    kinds = "  ".join(f"{kind} {ended}/{num}" for kind, (ended, num) in told.kinds.items())
+    workers = Table.grid(padding=(0, 2))
+    for node, desks in told.nodes.items():
+        busy = [desk for desk in desks if desk.key]
+        gpus = f", {sum(desk.gpu for desk in desks)} on GPUs" if any(d.gpu for d in desks) else ""
+        if len(told.nodes) > 1 or len(told.desks) > _MOST_LISTED:
+            at = Text(f"{node or 'here'}: {_workers(len(desks))}{gpus}, {len(busy)} busy")
+            workers.add_row(at)
+        if len(told.desks) <= _MOST_LISTED:
+            for desk in busy:
+                workers.add_row(f"{desk.worker}  {desk.what}", spell_seconds(desk.seconds))
+    return Group(head, Text(kinds, style="dim"), workers, Text(_room(told), style="dim"))
+
+
+def line(told: Snapshot) -> str:
+    """The same in a line."""
+    busy = sum(bool(desk.key) for desk in told.desks)
+    failed = f", {told.failed} failed" if told.failed else ""
+    return (
+        f"{told.finished}/{told.total} done{failed}, about {spell_seconds(told.left_s)} left; "
+        f"{busy} of {_workers(len(told.desks))} busy on {len(told.nodes)} node"
+        f"{'s' * (len(told.nodes) != 1)}; {_room(told)}"
+    )
+
+
+def _room(told: Snapshot) -> str:
+    waiting = f", {_workers(told.pending)} waiting for a place" if told.pending else ""
+    return f"{100 * told.utilisation:.0f} % of worker time in tasks{waiting}"
+
+
+def _workers(num: int) -> str:
+    return f"{num} worker{'s' * (num != 1)}"

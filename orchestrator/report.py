@@ -13,9 +13,11 @@ from orchestrator.config import Experiment
 from orchestrator.flags import marked, marks_explained
 from orchestrator.report_data import print_attribute, print_inversion
 from orchestrator.resume import Store
+from orchestrator.task_log import command
 
 __all__ = ["print_results"]
 
+_MOST_LOGS = 8
 _CELLS = {"utility": "utility", "worst": "worst of the attacks", "check": "checks of the split"}
 # What may be said once under a table, if it is so in every cell of it.
 _MILD = {"i5", "i6", "i7"}
@@ -68,7 +70,7 @@ def print_results(
         _print_gates(console, tested[tested["dataset"] == name], of_class)
         if entry.judge == "untrained":
             _print_null(console, headline, name)
-    _print_missing(console, cells)
+    _print_missing(console, cells, store)
 
 
 def _utility(rows: pd.DataFrame, labels: Sequence[str], dataset: str, seeds: int) -> Table:
@@ -264,8 +266,8 @@ def _print_null(console: Console, headlines: Mapping[str, Mapping[str, Any]], da
         )
 
 
-def _print_missing(console: Console, cells: pd.DataFrame) -> None:
-    """Say which cells are missing, and why."""
+def _print_missing(console: Console, cells: pd.DataFrame, store: Store) -> None:
+    """Say which cells are missing, and why, and how to see the logs of what failed."""
     missing = cells[~cells["status"].isin(["done"])]
     for row in missing.to_dict("records"):
         what = row["attack"] or _CELLS[row["kind"]]
@@ -273,3 +275,13 @@ def _print_missing(console: Console, cells: pd.DataFrame) -> None:
         seed = "" if row["kind"] == "worst" else f" seed {row['seed']}"
         place = ", ".join(filter(None, [row["dataset"] + seed, row["label"], what]))
         console.print(f"missing: {place} ({row['status']}{reason})")
+    if not missing["status"].isin(["failed", "blocked"]).any():
+        return
+    failures = store.tables.frame("failures")
+    logs = dict.fromkeys(missing.loc[missing["status"] == "failed", "task_key"])
+    blocked = set(missing.loc[missing["status"] == "blocked", "reason"])
+    for row in failures.to_dict("records"):
+        if f"{row['kind']} {row['name']} failed: {row['error']}" in blocked:
+            logs[row["key"]] = None
+    for key in list(logs)[:_MOST_LOGS]:
+        console.print(f"its log: {command(store, key)}", soft_wrap=True)

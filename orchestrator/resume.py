@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from orchestrator._alike import Alike
+from orchestrator.costs import Costs
 from orchestrator.plan import Plan
 from storage.artifacts import (
     ArtifactDamaged,
@@ -16,10 +16,12 @@ from storage.artifacts import (
     Artifacts,
     drop_drafts,
 )
+from storage.remote import ObjectStore
 from storage.tables import Tables
+from storage.working import upstream_of
 from tasks.base import Task, measured
 
-__all__ = ["RESULTS", "Durations", "Prepared", "Store", "cell_rows", "compare", "record"]
+__all__ = ["RESULTS", "Prepared", "Store", "cell_rows", "compare", "record"]
 
 RESULTS = ("results", "inversion", "attribute")
 """The tables whose rows are runs in the history: what attacks got."""
@@ -34,7 +36,12 @@ class Store:
     @property
     def artifacts(self) -> Artifacts:
         """The artifacts."""
-        return Artifacts(self.root / "artifacts")
+        return Artifacts(self.root / "artifacts", self.upstream)
+
+    @cached_property
+    def upstream(self) -> ObjectStore | None:
+        """Whose working copy this is: the store at an URI; None for a folder of its own."""
+        return upstream_of(self.root)
 
     @cached_property
     def tables(self) -> Tables:
@@ -62,6 +69,7 @@ class Prepared:
         done: keys whose artifacts are complete.
         needed: keys that must run, in plan order.
         seconds: expected seconds of every task.
+        costs: what tasks have taken in this store.
         notes: what was found damaged and set aside.
     """
 
@@ -69,6 +77,7 @@ class Prepared:
     done: frozenset[str]
     needed: tuple[str, ...]
     seconds: Mapping[str, float]
+    costs: Costs
     notes: tuple[str, ...] = ()
 
     @property
@@ -77,32 +86,7 @@ class Prepared:
         return sum(self.seconds[key] for key in self.needed)
 
 
-class Durations:
-    """What tasks took, as a store has measured it so far; read once, when first asked."""
-
-    def __init__(self, tables: Tables) -> None:
-        self._tables = tables
-
-    @cached_property
-    def _typical(self) -> dict[tuple[str, ...], float]:
-        seen: dict[tuple[str, ...], list[float]] = {}
-        frame = self._tables.frame("tasks")
-        columns = (frame[name].tolist() for name in ("kind", "name", "dataset", "duration_s"))
-        for kind, name, dataset, seconds in zip(*columns, strict=True):
-            for like in ((kind, name, dataset), (kind, name), (kind,)):
-                seen.setdefault(like, []).append(seconds)
-        return {like: median(values) for like, values in seen.items()}
-
-    def expected(self, task: Task) -> float:
-        """Seconds: the median of alike tasks, or a first guess."""
-        likes = ((task.kind, task.name, task.dataset), (task.kind, task.name), (task.kind,))
-        known = (self._typical[like] for like in likes if like in self._typical)
-        return next(known, task.SECONDS)
-
-
-def compare(
-    plan: Plan, store: Store, *, repair: bool, durations: Durations | None = None
-) -> Prepared:
+def compare(plan: Plan, store: Store, *, repair: bool, costs: Costs | None = None) -> Prepared:
     """Compare a plan with the store.
 
     Args:
@@ -110,29 +94,25 @@ def compare(
         store: where their artifacts would be.
         repair: set damaged artifacts aside, so that they are computed again, and write table
             rows that finished artifacts hold and the tables lack.
-        durations: what tasks take, for who compares often; default: as the tables say now.
+        costs: what tasks take, for who compares often; default: as the tables say now.
     """
     artifacts = store.artifacts
     notes: list[str] = []
-    done = set()
-    for key, task in plan.tasks.items():
-        try:
-            artifacts.open(key)
-            done.add(key)
-        except ArtifactMissing:
-            continue
-        except ArtifactDamaged as damage:
-            notes.append(_damaged(artifacts, task, damage, repair))
+    done, damages = artifacts.examine(plan.tasks)
+    for key, damage in damages.items():
+        notes.append(_damaged(artifacts, plan.tasks[key], damage, repair))
+    if repair:  # what a killed run had not sent yet, or a worker that did not know the upstream
+        artifacts.hand_on(done)
     tables = store.tables
     if repair:
         done -= _restore_rows(plan, done, store, tables, notes)
     needed = _needed(plan, done)
     # What alike tasks took is looked up only where somebody will read it.
     idle = repair and not needed
-    known = durations or Durations(tables)
-    seconds = {key: 0.0 if idle else known.expected(task) for key, task in plan.tasks.items()}
+    known = costs or Costs(tables)
+    seconds = {key: 0.0 if idle else known.seconds(task) for key, task in plan.tasks.items()}
     notes.extend(tables.problems)
-    return Prepared(plan, frozenset(done), needed, seconds, tuple(notes))
+    return Prepared(plan, frozenset(done), needed, seconds, known, tuple(notes))
 
 
 def _damaged(
@@ -207,11 +187,12 @@ def cell_rows(
     """The rows of the `cells` table: what fills each place, and why where nothing does."""
     artifacts = store.artifacts
     alike = Alike(lambda key: json.loads(plan.tasks[key].description))
+    present = artifacts.present(cell.task.key for cell in plan.cells)
     rows = []
     for cell in plan.cells:
         key = cell.task.key
         status, reason = "waiting", ""
-        if key in artifacts:
+        if key in present:
             status = "done"
         elif key in failed:
             status, reason = "failed", failed[key]

@@ -3,10 +3,12 @@
 from orchestrator.config import Experiment
 from orchestrator.forms import describe, earlier, form_of, held
 from orchestrator.history import History
-from orchestrator.loop import STALE_S, Loop, Options, Outcome, Progress
+from orchestrator.loop import STALE_S, Loop
+from orchestrator.outcome import Options, Outcome, Progress
 from orchestrator.plan import make_plan
 from orchestrator.resume import Store, cell_rows, compare
 from storage.artifacts import StoreUnwritable
+from storage.working import Pusher, push
 from tasks.worker import check_journal
 
 __all__ = ["run"]
@@ -27,6 +29,7 @@ def run(experiment: Experiment, options: Options, progress: Progress) -> Outcome
     unwritable: StoreUnwritable | None = None
     try:
         describe(plan, store)  # first: what is needed here `gc` leaves alone from now on
+        push(store.root)
     except StoreUnwritable as error:
         unwritable = error
     prepared = compare(plan, store, repair=True)
@@ -50,6 +53,7 @@ def run(experiment: Experiment, options: Options, progress: Progress) -> Outcome
         if note:
             progress.note(note)
     history = History(plan, store, options.tracking_uri)
+    pusher = Pusher(store.root)
     try:
         if prepared.needed:
             progress.begin(prepared)
@@ -65,6 +69,7 @@ def run(experiment: Experiment, options: Options, progress: Progress) -> Outcome
             store.tables.write_cells(name, rows, outcome.form)
         except StoreUnwritable as error:
             outcome.stopped = outcome.stopped or str(error)
+        outcome.warnings += pusher.close()
         outcome.warnings += history.close()
         outcome.warnings += store.tables.problems[num_told:]
     return outcome

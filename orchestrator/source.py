@@ -62,7 +62,7 @@ class Content:
         entries = self.raw.get("datasets")
         for entry in entries if isinstance(entries, list) else ():
             if isinstance(entry, dict) and isinstance(path := entry.get("path"), str) and path:
-                entry["path"] = os.path.abspath(folder / os.path.expanduser(path))
+                entry["path"] = os.path.abspath(folder / _expanded(path))
 
     def located(self, problem: Problem) -> Problem:
         """The problem with the line of the nearest enclosing path that the file has."""
@@ -116,6 +116,13 @@ def read(name: str) -> Content:
     found = Content(path, raw, lines, problems)
     found.root_paths(path.parent)
     return found
+
+
+def _expanded(path: str) -> str:
+    try:
+        return os.path.expanduser(path)
+    except ValueError:  # no user is called so; then it is no file either, which is told later
+        return path
 
 
 def _find(name: str) -> Path:

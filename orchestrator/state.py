@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import dropwhile
 
 from cluster.base import Event, InputDamaged, TaskDone, TaskFailed, WorkerJoined, WorkerLost
+from orchestrator.rooms import Room, Rooms
 
 __all__ = ["Job", "Run", "State"]
 
@@ -17,10 +18,20 @@ _REMEMBERED = 32  # keys a worker is thought to hold
 
 @dataclass(frozen=True)
 class Job:
-    """A task to the scheduler: what it needs, and how long it is expected to take."""
+    """A task to the scheduler: what it needs, and how long it is expected to take.
+
+    Attributes:
+        inputs: keys of jobs that must be done before.
+        seconds: how long it is expected to take.
+        gpu: whether only a worker with a GPU may run it.
+        memory: bytes it is expected to need at its peak, 0 if unknown: of the GPU's, where it
+            runs on one.
+    """
 
     inputs: tuple[str, ...] = ()
     seconds: float = 1.0
+    gpu: bool = False
+    memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,12 +52,19 @@ class State:
     found damaged runs again, `max_attempts` times at most. What needs a failed job is blocked
     unless it runs already; the rest goes on.
 
+    Jobs run beside each other in a room (a node, a GPU) while their memory is thought to suffice.
+    One that does not fit and is first in line is claimed by a room, which takes nothing else until
+    it does. A job that runs out of memory gets a larger share each time, at last a whole room,
+    before that counts as an attempt, or as its failure. Workers with a GPU take the jobs that need
+    one; others only where there is no worker without.
+
     Attributes:
         done: keys whose artifacts exist.
         running: worker -> key. No key runs on two workers.
         failed: key -> why.
         blocked: key -> the failed key it needs, perhaps through others.
         attempts: key -> workers lost with it, plus times its artifact was found damaged.
+        memory: key -> bytes it is thought to need, where something is thought.
 
     Raises:
         ValueError: for an input that is no job, or a cycle.
@@ -69,11 +87,18 @@ class State:
         self._damages: dict[str, int] = {}
         self._busy: set[str] = set()  # the values of `running`
         self._given_up: dict[str, str] = {}  # lost worker -> what it ran
-        self._idle: OrderedDict[str, None] = OrderedDict()
+        self._gpu: dict[str, bool] = {}  # worker -> whether it has one
+        self._num_without = 0  # workers
+        self._idle: dict[bool, OrderedDict[str, None]] = {True: OrderedDict(), False: OrderedDict()}
+        self._rooms = Rooms()
         self._holds: dict[str, OrderedDict[str, None]] = {}
         self._missing: dict[str, int] = {}
-        self._queued: set[str] = set()
-        self._ready: list[tuple[float, int, str]] = []
+        self._on_gpu: set[str] = set()  # jobs
+        self.memory: dict[str, int] = {}
+        # Of the jobs that need a GPU, and of the others: those queued, and the order they go in.
+        self._queued: dict[bool, set[str]] = {True: set(), False: set()}
+        self._ready: dict[bool, list[tuple[float, int, str]]] = {True: [], False: []}
+        self._claims: dict[str, Room] = {}  # queued no more, as a room waits to run it
         self.add(jobs, done)
 
     def add(self, jobs: Mapping[str, Job], done: Collection[str] = ()) -> list[Run]:
@@ -98,6 +123,8 @@ class State:
         self._rank |= {key: len(self._rank) + i for i, key in enumerate(new)}
         self._inputs |= inputs
         self._seconds |= {key: job.seconds for key, job in new.items()}
+        self._on_gpu |= {key for key, job in new.items() if job.gpu}
+        self.memory |= {key: job.memory for key, job in new.items() if job.memory}
         self._priority |= priority
         for key, below in users.items():
             self._users.setdefault(key, []).extend(below)
@@ -122,8 +149,8 @@ class State:
             if self._priority[key] >= below + self._seconds[key]:
                 continue
             self._priority[key] = below + self._seconds[key]
-            if key in self._queued:  # the entry with the lower priority is passed over later
-                heapq.heappush(self._ready, (-self._priority[key], self._rank[key], key))
+            if key in self._queued[key in self._on_gpu]:  # the lower entry is passed over later
+                self._push(key)
             above += [(needed, self._priority[key]) for needed in self._inputs[key]]
 
     @property
@@ -143,32 +170,55 @@ class State:
         """Take note of an event; gives what to do now. Late and repeated events do no harm."""
         match event:
             case WorkerJoined(worker):
-                if worker not in self._holds:
-                    self._holds[worker] = OrderedDict()
-                    self._idle[worker] = None
+                self._join(event)
             case WorkerLost(worker, reason):
-                self._lost(worker, reason)
+                self._lost(worker, reason, event.out_of_memory)
             case TaskDone(worker, key):
                 # Given up or not: the artifact exists.
                 if self._leave(worker, key) or self._given_up.get(worker) == key:
                     self._finish(worker, key)
             case TaskFailed(worker, key, error):
                 if self._leave(worker, key):
-                    self._fail(key, error)
+                    if event.out_of_memory and self._enlarge(worker, key):
+                        self._offer(key)
+                    else:
+                        self._fail(key, error)
             case InputDamaged(worker, key, damaged, reason):
                 if self._leave(worker, key):
                     self._damaged(key, damaged, reason)
         return self._assign()
 
-    def _lost(self, worker: str, reason: str) -> None:
-        self._idle.pop(worker, None)
-        self._holds.pop(worker, None)
+    def _join(self, joined: WorkerJoined) -> None:
+        worker = joined.worker
+        if worker not in self._gpu:
+            self._gpu[worker] = joined.gpu
+            self._num_without += not joined.gpu
+            self._holds[worker] = OrderedDict()
+            self._rooms.enter(worker, joined.room, joined.room_bytes)
+            self._idle[joined.gpu][worker] = None
+
+    def _lost(self, worker: str, reason: str, out_of_memory: bool) -> None:
+        if worker not in self._gpu:
+            return
         key = self.running.pop(worker, None)
+        enlarged = key is not None and out_of_memory and self._enlarge(worker, key)
+        self._awaken(self._rooms[worker])
+        gpu = self._gpu.pop(worker)
+        self._idle[gpu].pop(worker, None)
+        self._num_without -= not gpu
+        self._holds.pop(worker, None)
+        claim = self._rooms.leave(worker)
+        if claim is not None:
+            self._withdraw(claim)
+            self._offer(claim)
         if key is None:
             return
         self._busy.discard(key)
         self._given_up[worker] = key
         if key in self.done or key in self.failed:
+            return
+        if enlarged:
+            self._offer(key)
             return
         self.attempts[key] = self.attempts.get(key, 0) + 1
         cost = self.attempts[key] - self._damages.get(key, 0)
@@ -185,14 +235,31 @@ class State:
             return False
         del self.running[worker]
         self._busy.discard(key)
-        self._idle[worker] = None
+        self._idle[self._gpu[worker]][worker] = None
+        room = self._rooms[worker]
+        room.needs.pop(worker, None)
+        self._awaken(room)
+        return True
+
+    def _awaken(self, room: Room) -> None:
+        """Something ended in a room: who waits there looks again."""
+        for worker in room.waiting:
+            self._idle[self._gpu[worker]][worker] = None
+        room.waiting.clear()
+
+    def _enlarge(self, worker: str, key: str) -> bool:
+        """Have a job that ran out of memory find more next time; False if there is no more."""
+        room, known = self._rooms[worker], self.memory.get(key, 0)
+        if known >= self._rooms.largest:
+            return False
+        self.memory[key] = min(2 * max(known, room.share), self._rooms.largest)
         return True
 
     def _finish(self, worker: str, key: str) -> None:
         if key in self.done or key in self.failed or key in self.blocked:
             return
         self.done.add(key)
-        self._queued.discard(key)
+        self._withdraw(key)
         self._remember(worker, (*self._inputs[key], key))
         for user in self._users[key]:
             self._missing[user] -= 1
@@ -247,7 +314,7 @@ class State:
         self._given_up = {w: given for w, given in self._given_up.items() if given != key}
         for user in self._users[key]:
             self._missing[user] += 1
-            self._queued.discard(user)
+            self._withdraw(user)
         self.attempts[key] = self.attempts.get(key, 0) + 1
         self._damages[key] = times = self._damages.get(key, 0) + 1
         if times > self._max_attempts:
@@ -258,47 +325,102 @@ class State:
     def _offer(self, key: str) -> None:
         """Queue a job that has all it needs and is not settled; block it if it never will."""
         settled = key in self.done or key in self.failed or key in self.blocked
-        if settled or key in self._busy:
+        if settled or key in self._busy or key in self._claims:
             return
         if not self._missing[key]:
-            self._queued.add(key)
-            heapq.heappush(self._ready, (-self._priority[key], self._rank[key], key))
+            self._queued[key in self._on_gpu].add(key)
+            self._push(key)
             return
         for needed in self._inputs[key]:
             if needed in self.failed or needed in self.blocked:
                 self._block(key, self.blocked.get(needed, needed))
                 return
 
+    def _withdraw(self, key: str) -> None:
+        """Take back a job that was offered."""
+        self._queued[key in self._on_gpu].discard(key)
+        room = self._claims.pop(key, None)
+        if room is not None:
+            room.claim = None
+            self._awaken(room)
+
+    def _push(self, key: str) -> None:
+        entry = (-self._priority[key], self._rank[key], key)
+        heapq.heappush(self._ready[key in self._on_gpu], entry)
+
     def _assign(self) -> list[Run]:
-        instructions = []
-        while self._idle and self._queued:
-            worker, _ = self._idle.popitem(last=False)
-            key = self._choose(self._holds[worker])
-            self._queued.discard(key)
-            self._busy.add(key)
-            self.running[worker] = key
-            instructions.append(Run(worker, key))
+        instructions = self._assign_claimed()
+        for gpu, idle in self._idle.items():
+            while idle:
+                if self._queued[gpu]:
+                    on_gpu = gpu
+                elif gpu and self._queued[False] and not self._num_without:
+                    on_gpu = False
+                else:
+                    break
+                worker, _ = idle.popitem(last=False)
+                room = self._rooms[worker]
+                key = None if room.claim else self._choose(on_gpu, worker)
+                if key is None:
+                    room.waiting[worker] = None
+                else:
+                    self._queued[on_gpu].discard(key)
+                    instructions.append(self._run(worker, key))
         return instructions
 
-    def _choose(self, holds: Collection[str]) -> str:
-        """The first queued job, or a nearly equal one more of whose inputs the worker holds."""
+    def _assign_claimed(self) -> list[Run]:
+        """The jobs that rooms waited for and that fit by now."""
+        instructions = []
+        for key, room in list(self._claims.items()):
+            if not room.fits(self.memory.get(key, 0)):
+                continue
+            idle = self._idle[key in self._on_gpu]
+            worker = next((worker for worker in room.workers if worker in idle), None)
+            if worker is not None:
+                room.claim = None
+                del self._claims[key], idle[worker]
+                instructions.append(self._run(worker, key))
+        return instructions
+
+    def _run(self, worker: str, key: str) -> Run:
+        self._busy.add(key)
+        self.running[worker] = key
+        self._rooms[worker].needs[worker] = self._need(key, worker)
+        return Run(worker, key)
+
+    def _need(self, key: str, worker: str) -> int:
+        """Bytes of the worker's room; what a job without a GPU needs is not of the GPU's."""
+        return self.memory.get(key, 0) if (key in self._on_gpu) == self._gpu[worker] else 0
+
+    def _choose(self, on_gpu: bool, worker: str) -> str | None:
+        """The first queued job, or a nearly equal one more of whose inputs the worker holds.
+
+        None if the first does not fit into the worker's room, which claims it and waits.
+        """
+        ready, queued = self._ready[on_gpu], self._queued[on_gpu]
+        room, holds = self._rooms[worker], self._holds[worker]
         seen: list[tuple[float, int, str]] = []
         most, best = -1, 0
-        while self._ready and len(seen) < _LOOK:
-            entry = heapq.heappop(self._ready)
+        while ready and len(seen) < _LOOK:
+            entry = heapq.heappop(ready)
             key = entry[2]
-            if key not in self._queued:
+            if key not in queued:
                 continue  # taken back since it was pushed
-            if seen and entry[0] > _NEAR * seen[0][0]:
-                heapq.heappush(self._ready, entry)
-                break
+            far = bool(seen) and entry[0] > _NEAR * seen[0][0]
+            if far or not room.fits(self._need(key, worker)):
+                if seen:
+                    heapq.heappush(ready, entry)
+                    break
+                queued.discard(key)
+                room.claim, self._claims[key] = key, room
+                return None
             held = sum(needed in holds for needed in self._inputs[key])
             if held > most:
                 most, best = held, len(seen)
             seen.append(entry)
         chosen = seen.pop(best)
         for entry in seen:
-            heapq.heappush(self._ready, entry)
+            heapq.heappush(ready, entry)
         return chosen[2]
 
     def _remember(self, worker: str, keys: Iterable[str]) -> None:

@@ -13,17 +13,20 @@ from optuna.trial import TrialState
 
 from orchestrator import space
 from orchestrator.config import Experiment
+from orchestrator.costs import Costs
 from orchestrator.forms import describe
 from orchestrator.front import dominates_by
 from orchestrator.history import History, trial_run
-from orchestrator.loop import STALE_S, Loop, Options, Outcome, Progress
+from orchestrator.loop import STALE_S, Loop
+from orchestrator.outcome import Options, Outcome, Progress
 from orchestrator.plan import Plan, make_plan
-from orchestrator.resume import Durations, Store, compare
+from orchestrator.resume import Store, compare
 from orchestrator.study import Ask, Search, open_search, told_of
 from orchestrator.study_storage import open_storage
 from orchestrator.trial import Figures, Stage, figures, stages, trial_experiment
 from orchestrator.tune_entry import COLUMNS, TuneEntry, parse_seconds
 from storage import datasets
+from storage.working import Pusher, push
 from tasks import plugins
 from tasks.worker import check_journal
 
@@ -98,6 +101,7 @@ def search(
     name = study_name(experiment, options.data_dir)
     # The file as resolved; what trials need `gc` is told by their rows.
     describe(make_plan(experiment, options.data_dir), store)
+    push(store.root)
     store.drop_stale_drafts(older_than_s=STALE_S)
     if other := _earlier(experiment, name, store):
         progress.note(other)
@@ -111,6 +115,7 @@ def search(
     found = open_search(name, open_storage(study_uri, store.root), tune, searched, about)
     history = History(Plan(experiment, {}, ()), store, options.tracking_uri)
     outcome = Outcome(Plan(experiment, {}, ()), "")
+    pusher = Pusher(store.root)
     driver = _Driver(experiment, tune, found, options, store, progress, history, outcome, name)
     try:
         driver.catch_up()
@@ -119,6 +124,7 @@ def search(
     finally:
         progress.end()
         found.close()
+        outcome.warnings += pusher.close()
         outcome.warnings += history.close()
         outcome.warnings += store.tables.problems
     rows = told_rows(found, store)
@@ -190,7 +196,7 @@ class _Driver:
         self.directions = [objective.direction for objective in tune.objectives]
         self.flights: list[_Flight] = []
         self.owner: dict[str, int] = {}  # task -> the first trial that wanted it run
-        self.durations = Durations(store.tables)
+        self.costs = Costs(store.tables)
         self.until = time.monotonic() + parse_seconds(tune.time) if tune.time else None
         self.looked = 0.0
         self.loop: Loop | None = None
@@ -215,7 +221,7 @@ class _Driver:
         if not self.flights and not self.found.elsewhere():
             return False
         seconds = sum(
-            self.durations.expected(task)
+            self.costs.seconds(task)
             for flight in self.flights
             for task in flight.parts[-1].plan.tasks.values()
         )
@@ -293,7 +299,7 @@ class _Driver:
     def _launch(self, flight: _Flight) -> None:
         assert self.loop is not None
         plan = flight.part.plan
-        prepared = compare(plan, self.store, repair=True, durations=self.durations)
+        prepared = compare(plan, self.store, repair=True, costs=self.costs)
         for key in prepared.needed:
             if self.owner.setdefault(key, flight.ask.number) == flight.ask.number:
                 flight.own.add(key)

@@ -1,6 +1,9 @@
 """Everything kept: finished work, the tables of results, data and its division, the run history.
 
 artifacts.py   folders named by task key, written whole or not at all, checked when read
+upstream.py    where else artifacts are: what a folder fetches from and hands on to
+remote.py      artifacts at an URI, payload first and the mark of completeness last
+working.py     the local folder through which a store at an URI is worked on, kept in step with it
 tables.py      Parquet schemas, part files named by task key, views that join them
 queries.py     questions in SQL, answered by DuckDB: only reading, shut off from the world
 exports.py     answers as CSV, JSON or Parquet

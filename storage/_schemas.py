@@ -155,6 +155,7 @@ SCHEMAS: dict[str, Any] = {
         ("device worker", TEXT),
         ("started_at created_at", TIME),
         ("versions", TEXT),
+        ("peak_gpu_bytes", WHOLE),
     ),
     "failures": _schema(
         ("key kind name error log_tail", TEXT),
@@ -226,7 +227,15 @@ fooled.
 # variance_ratio and noise_variance_ratio are statistics of answers, not costs: they must repeat.
 MEASURED: frozenset[str] = frozenset(
     {name for schema in SCHEMAS.values() for name in schema.names if name.endswith("_s")}
-    | {"fit_ratio", "query_ratio", "query_ratio_1", "peak_rss_bytes", "device", "worker"}
+    | {
+        "fit_ratio",
+        "query_ratio",
+        "query_ratio_1",
+        "peak_rss_bytes",
+        "peak_gpu_bytes",
+        "device",
+        "worker",
+    }
     | {"started_at", "created_at", "attempts", "log_tail", "versions", "num_shared"}
 )
 """Columns that may differ from run to run; all others are equal bit for bit."""

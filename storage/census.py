@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Any, Literal
 from storage._disk import KEY, draft_name, stale_drafts, writing_to
 from storage._formats import canonical
 from storage._schemas import SCHEMAS
+from storage.remote import ObjectStore
+from storage.working import upstream_of
 
 __all__ = [
     "Piece",
@@ -38,7 +41,7 @@ class Piece:
     Attributes:
         what: an artifact, a part of a table, a draft nobody writes to any more, or what was set
             aside because it was damaged.
-        path: the file or folder.
+        path: the file or folder; of a working copy, where it is or would be.
         nbytes: its size.
         key: the task key of an artifact or a part.
         table: the table of a part.
@@ -57,6 +60,11 @@ def check_store(root: Path) -> None:
     Raises:
         ValueError: with the remedy.
     """
+    if not is_store(root) and (upstream := upstream_of(root)) is not None:
+        raise ValueError(
+            f"there is no store at {upstream.uri}: nothing is there. `sfumato run` makes one, "
+            "--store names another"
+        )
     if not is_store(root):
         some = "the folder holds no artifacts, tables or experiments"
         raise ValueError(
@@ -87,9 +95,20 @@ def pieces(store: Path, drafts_older_than_s: float) -> Iterator[Piece]:
     Args:
         store: its root.
         drafts_older_than_s: as `drop_drafts` takes it.
+
+    Raises:
+        StoreUnwritable: the store is a working copy, and the server of its URI is away.
     """
+    upstream = upstream_of(store)
+    there, half = upstream.sizes() if upstream else ({}, {})
     for folder in _artifacts(store):
-        yield Piece("artifact", folder, _size(folder), folder.name)
+        yield Piece("artifact", folder, there.pop(folder.name, 0) or _size(folder), folder.name)
+    for key, nbytes in sorted(there.items()):
+        yield Piece("artifact", store / "artifacts" / key[:2] / key, nbytes, key)
+    for key, stat in sorted(half.items()):
+        # Without its mark at the URI, though this folder may hold it whole.
+        if time.time() - stat.mtime_ns / 1e9 > drafts_older_than_s:
+            yield Piece("draft", store / "artifacts" / key[:2] / f".draft-{key}", stat.size)
     for table in SCHEMAS:
         if table not in _OWNED:
             for path in sorted((store / "tables" / table).glob("part-*.parquet")):
@@ -100,17 +119,31 @@ def pieces(store: Path, drafts_older_than_s: float) -> Iterator[Piece]:
     for place in (place for pattern in folders for place in store.glob(pattern)):
         for draft in stale_drafts(place, drafts_older_than_s):
             yield Piece("draft", draft, _size(draft))
-    for aside in sorted((*store.glob("damaged/*"), *store.glob("tables/*/*.damaged*"))):
-        yield Piece("damaged", aside, _size(aside))
+    aside = {path: _size(path) for path in store.glob("damaged/*")}
+    aside |= {path: _size(path) for path in store.glob("tables/*/*.damaged*")}
+    for name, stat in upstream.objects.listing("damaged").items() if upstream else ():
+        place = store / Path(*Path(name).parts[:2])
+        aside[place] = aside.get(place, 0) + stat.size
+    for path, nbytes in sorted(aside.items()):
+        yield Piece("damaged", path, nbytes)
 
 
-def remove(piece: Piece) -> None:
+def remove(piece: Piece, upstream: ObjectStore | None = None) -> None:
     """Remove a piece; whatever stops this process, no half of an artifact is left in its place.
 
+    Args:
+        piece: of a store.
+        upstream: whose working copy the store is; artifacts and what was set aside go there first.
+
     Raises:
-        StoreUnwritable: the disk is full, read-only or forbidden.
+        StoreUnwritable: the disk is full, read-only or forbidden, or the server is away.
     """
     path = piece.path
+    half = path.name.removeprefix(".draft-")
+    if upstream and (piece.what == "artifact" or KEY.fullmatch(half)):
+        upstream.drop(piece.key or half)
+    if upstream and piece.what == "damaged" and path.parent.name == "damaged":
+        upstream.objects.remove_folder(f"damaged/{path.name}")
     if piece.what == "artifact":
         # What a killed process leaves of this is a draft, which the next run drops.
         aside = path.parent.parent / draft_name()
@@ -146,6 +179,8 @@ def find_keys(store: Path, prefix: str) -> set[str]:
 def description(store: Path, key: str) -> dict[str, Any] | None:
     """The task that `key` stands for, read from its artifact, whatever state that is in.
 
+    Of a working copy that lacks it, as the URI has it.
+
     Returns:
         None if there is none, or it cannot be read, or its hash is not `key`.
     """
@@ -154,7 +189,8 @@ def description(store: Path, key: str) -> dict[str, Any] | None:
         task = content["task"]
         return dict(task) if sha256(canonical(task)).hexdigest() == key else None
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        upstream = upstream_of(store)
+        return None if upstream is None else upstream.describe(key)
 
 
 def keys_in(value: Any) -> Iterator[str]:

@@ -26,6 +26,7 @@ from storage._schemas import SCHEMAS, TEXT, TIME
 from storage._views import ABOUT, READY
 from storage.census import check_store
 from storage.tables import Tables, view_schema
+from storage.working import working_copy
 
 __all__ = ["READY", "ask", "catalogue", "connect", "find_tables", "query"]
 
@@ -65,13 +66,14 @@ def query(store: Path | str, sql: str) -> pd.DataFrame:
 
 
 def find_tables(store: Path | str) -> Tables:
-    """The tables of a store.
+    """The tables of a store: a folder, or an URI as `working_copy` takes it.
 
     Raises:
         ValueError: there is no store.
     """
-    check_store(Path(store))
-    return Tables(Path(store) / "tables")
+    root = working_copy(store) if isinstance(store, str) and "://" in store else Path(store)
+    check_store(root)
+    return Tables(root / "tables")
 
 
 def ask(tables: Tables, sql: str, first: int | None = None) -> Any:

@@ -84,6 +84,11 @@ class Answers(Task):
             found[0] = self.target.reference_from
         return {place: choice for place, choice in found.items() if choice is not None}
 
+    @property
+    def defense(self) -> str:
+        """The names of `defenses`, as tables have them; "none" without any."""
+        return "+".join(map(plugin_name, self.defenses)) or "none"
+
     def columns(self) -> dict[str, Any]:
         """The columns of a table row that say which service it is about."""
         target = self.target
@@ -102,7 +107,7 @@ class Answers(Task):
             "seed": target.seed,
             "architecture": target.architecture.name,
             "target_params": json.dumps(recipe(target.architecture), sort_keys=True),
-            "defense": "+".join(name for name, _ in named) or "none",
+            "defense": self.defense,
             "defense_params": json.dumps(params, sort_keys=True),
             "noise_policy": "+".join(dict.fromkeys(drawn)) or "none",
         }

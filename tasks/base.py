@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -21,7 +22,17 @@ if TYPE_CHECKING:
     from tasks.service import TrainedView
     from tasks.worker import Bench
 
-__all__ = ["ADDED", "Data", "Rows", "Task", "measured", "random_generator", "stream"]
+__all__ = [
+    "ADDED",
+    "Data",
+    "Rows",
+    "Task",
+    "canonical",
+    "canonical_text",
+    "measured",
+    "random_generator",
+    "stream",
+]
 
 
 # The metadata of a task's field that came after stores were made with the task. While such a field
@@ -123,6 +134,49 @@ def canonical(value: Any) -> Any:
             raise TypeError(f"a task field of type {type(value).__name__} has no canonical form")
 
 
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def canonical_text(value: Any) -> str:
+    """`canonical(value)` as the text that is hashed; raises as `canonical` does.
+
+    A plan asks it of the same few plugins and recipes for each of its many tasks, so what is
+    frozen is walked once.
+    """
+    match value:
+        case Task():
+            return f'{{"task":"{value.key}"}}'
+        case str() | bool() | None:
+            return _JSON.encode(value)
+        case int():
+            return int.__repr__(value)
+        case tuple() | list():
+            # Most of what a plan has in such fields are tasks, by the dozen.
+            texts = [
+                f'{{"task":"{item.key}"}}' if isinstance(item, Task) else canonical_text(item)
+                for item in value
+            ]
+            return f"[{','.join(texts)}]"
+        case BaseModel() if value.model_config.get("frozen"):
+            return _text_of_model(value)
+        case _:
+            return _JSON.encode(canonical(value))
+
+
+# Text by the identity of a model and its class's version; by what a model equals it would not do,
+# as fields of 1 and of 1.0 are equal and differ in the text.
+_TEXTS: dict[tuple[int, Any], tuple[weakref.ref[BaseModel], str]] = {}
+
+
+def _text_of_model(model: BaseModel) -> str:
+    place = (id(model), getattr(type(model), "VERSION", None))
+    kept = _TEXTS.get(place)
+    if kept is None or kept[0]() is not model:
+        text = _JSON.encode(canonical(model))
+        kept = _TEXTS[place] = (weakref.ref(model, lambda _: _TEXTS.pop(place, None)), text)
+    return kept[1]
+
+
 def _added(info: FieldInfo) -> bool:
     """Whether a plugin's field came after its first release: its default leaves the key alone."""
     extra = info.json_schema_extra
@@ -143,10 +197,14 @@ class Task:
         VERSION: bump when the same fields would give other numbers.
         SECONDS: a first guess of its duration, used until this store has measured some.
         TABLES: the tables that `table_rows` fills, once for every artifact.
+        GPU: whether it computes with torch and runs on a GPU where workers have one.
+        MEMORY: a first guess of the bytes it needs at its peak, as SECONDS; 0 where there is none.
     """
 
     VERSION: ClassVar[int]
     SECONDS: ClassVar[float] = 1.0
+    GPU: ClassVar[bool] = True
+    MEMORY: ClassVar[int] = 0
     TABLES: ClassVar[tuple[str, ...]] = ()
 
     seed: int
@@ -166,16 +224,17 @@ class Task:
         """The name of the dataset it works on."""
         raise TypeError(f"{self.kind} names no dataset")
 
-    @cached_property
+    @property
     def description(self) -> str:
         """The text that is hashed: canonical JSON of type, version, fields and inputs' keys."""
-        named = {
-            f.name: canonical(getattr(self, f.name))
-            for f in fields(self)
-            if not (f.metadata.get("added") and getattr(self, f.name) == f.default)
-        }
-        content = {"kind": self.kind, "version": self.VERSION, "fields": named}
-        return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        # Not kept: of a large plan these texts would be most of the memory.
+        named = []
+        for name, label, added, default in _fields(type(self)):
+            value = getattr(self, name)
+            if not (added and value == default):
+                named.append(f"{label}:{canonical_text(value)}")
+        kind, version = _JSON.encode(self.kind), _JSON.encode(self.VERSION)
+        return f'{{"fields":{{{",".join(named)}}},"kind":{kind},"version":{version}}}'
 
     @cached_property
     def key(self) -> str:
@@ -186,9 +245,13 @@ class Task:
     def inputs(self) -> "tuple[Task, ...]":
         """The tasks among the fields, each once, in field order."""
         found: dict[str, Task] = {}
-        for f in fields(self):
-            for task in _tasks_in(getattr(self, f.name)):
-                found.setdefault(task.key, task)
+        for name in _names(type(self)):
+            value = getattr(self, name)
+            if isinstance(value, Task):
+                found.setdefault(value.key, value)
+            elif isinstance(value, tuple | list):
+                for task in _tasks_in(value):
+                    found.setdefault(task.key, task)
         return tuple(found.values())
 
     def run(self, bench: "Bench", draft: Draft) -> None:
@@ -202,6 +265,28 @@ class Task:
     def table_rows(self, artifact: Artifact) -> dict[str, Any]:
         """What a finished artifact puts into each table, as `Tables.write` takes it."""
         return {}
+
+
+_Field = tuple[str, str, bool, Any]
+_NAMES: dict[type[Task], tuple[str, ...]] = {}
+_FIELDS: dict[type[Task], tuple[_Field, ...]] = {}
+
+
+def _names(cls: type[Task]) -> tuple[str, ...]:
+    """The names of the fields in their order."""
+    if cls not in _NAMES:
+        _NAMES[cls] = tuple(f.name for f in fields(cls))
+    return _NAMES[cls]
+
+
+def _fields(cls: type[Task]) -> tuple[_Field, ...]:
+    """Name, name in JSON, whether it was added, and default of each field, in order of the text."""
+    if cls not in _FIELDS:
+        _FIELDS[cls] = tuple(
+            (f.name, _JSON.encode(f.name), bool(f.metadata.get("added")), f.default)
+            for f in sorted(fields(cls), key=lambda f: f.name)
+        )
+    return _FIELDS[cls]
 
 
 def measured(artifact: Artifact) -> dict[str, Any]:

@@ -67,6 +67,7 @@ class BlockModel(Task):
     """
 
     SECONDS: ClassVar[float] = 0.1
+    GPU: ClassVar[bool] = False
 
     block: Block
     index: int

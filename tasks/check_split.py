@@ -43,6 +43,7 @@ class CheckSplit(Task):
 
     VERSION: ClassVar[int] = 2
     SECONDS: ClassVar[float] = 1.5
+    GPU: ClassVar[bool] = False
     TABLES: ClassVar[tuple[str, ...]] = ("gates",)
 
     split: Split

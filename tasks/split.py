@@ -87,6 +87,7 @@ class Split(Task):
 
     VERSION: ClassVar[int] = 1
     SECONDS: ClassVar[float] = 0.3
+    GPU: ClassVar[bool] = False
 
     data: Data
     members: int

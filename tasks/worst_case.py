@@ -34,6 +34,7 @@ class WorstCase(Task):
 
     VERSION: ClassVar[int] = 2
     SECONDS: ClassVar[float] = 1.0
+    GPU: ClassVar[bool] = False
     TABLES: ClassVar[tuple[str, ...]] = ("worst",)
 
     attacks: tuple[RunAttack, ...]

@@ -1,13 +1,16 @@
-"""How tests share the machine when several run at once, and the database server some of them need.
+"""How tests share the machine when several run at once, and the servers that some of them need.
 
 `pytest -n 2 --dist loadgroup` is how several run at once.
 """
 
 import os
+import re
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +25,12 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start Ray run one after another: each takes all cores."""
+    """Tests that start Ray run one after another, as each takes all cores; S3 is started once."""
     for item in items:
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray"))
+        elif "s3" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("s3"))
 
 
 @dataclass
@@ -131,3 +136,64 @@ def postgres() -> Iterator[Postgres]:
         made.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass
+class S3:
+    """An S3 server on loopback; what it holds is gone when it ends.
+
+    Attributes:
+        port: where it listens.
+        buckets: how many were made.
+    """
+
+    port: int
+    buckets: int = 0
+
+    def new_bucket(self) -> str:
+        """The name of a bucket that is empty."""
+        from pyarrow.fs import S3FileSystem
+
+        self.buckets += 1
+        name = f"bucket{self.buckets}"
+        place, region = f"127.0.0.1:{self.port}", "us-east-1"
+        files = S3FileSystem(
+            endpoint_override=place, scheme="http", region=region, allow_bucket_creation=True
+        )
+        files.create_dir(name)
+        return name
+
+    def uri(self, bucket: str, port: int | None = None) -> str:
+        """The address of a store in a bucket, by way of another port if one is given."""
+        query = f"endpoint_override=127.0.0.1:{port or self.port}&scheme=http&region=us-east-1"
+        return f"s3://{bucket}/store?{query}"
+
+    def new_uri(self) -> str:
+        """The address of a store in a bucket of its own."""
+        return self.uri(self.new_bucket())
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    """An S3 server, and credentials for it in the environment; tests share it, not its buckets."""
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryFile("w+") as out:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ACCESS_KEY_ID", "ann")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        server = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True)
+        try:
+            assert server.stderr is not None
+            said = ""
+            while not (found := re.search(r"Running on http://127\.0\.0\.1:(\d+)", said)):
+                line = server.stderr.readline()
+                assert line, f"the S3 server did not start: {said}"
+                said += line
+            # It goes on telling every request; nobody reading would stop it.
+            threading.Thread(target=server.stderr.read, daemon=True).start()
+            yield S3(int(found[1]))
+        finally:
+            server.kill()
+            server.wait()

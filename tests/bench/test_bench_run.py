@@ -11,7 +11,7 @@ from statistics import median
 import pytest
 
 from orchestrator.check import load_experiment
-from orchestrator.loop import Options
+from orchestrator.outcome import Options
 from orchestrator.progress import Lines
 from orchestrator.run import run
 

@@ -116,6 +116,14 @@ def processes(data: State) -> Iterator[Callable[[list[int]], ProcessPoolExecutor
         yield start
 
 
+def test_stacked_models_are_those_trained_one_after_another() -> None:
+    """What the benchmark's processes do, in this one."""
+    DATA.update(location()[1])
+    agree(fit([0, 1], 1, False)[0], fit([0, 1], 1, True)[0])
+    DATA.clear()
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(len(CORES) < 2, reason="needs two cores that processes can be pinned to")
 def test_many_models(benchmark, keep) -> None:
     name, data = location()

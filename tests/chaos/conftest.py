@@ -140,6 +140,11 @@ class Place:
         return self.root / "store"
 
     @property
+    def history(self) -> Path:
+        """The SQLite file of its MLflow history."""
+        return self.store / "mlflow.db"
+
+    @property
     def out(self) -> Path:
         return self.root / "out.txt"
 
@@ -199,7 +204,7 @@ class Place:
             JOIN tags labels ON labels.run_uuid = runs.run_uuid AND labels.key = 'sfumato.label'
             WHERE runs.lifecycle_stage = 'active' AND runs.status = 'FINISHED'
         """
-        connection = sqlite3.connect(self.store / "mlflow.db")
+        connection = sqlite3.connect(self.history)
         try:
             return Counter(connection.execute(select_).fetchall())
         finally:
@@ -365,20 +370,23 @@ class RayDrivers:
     def left(self, seconds: float) -> set[str]:
         """What goes on, so many seconds after every driver has ended."""
         until = time.monotonic() + seconds
-        while (found := self._processes()) and time.monotonic() < until:
+        while (found := marked(self.mark)) and time.monotonic() < until:
             select.select([], [], [], 0.2)
-        return found
+        return set(found.values())
 
-    def _processes(self) -> set[str]:
-        found = set()
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                if self.mark.encode() in path.read_bytes().split(b"\0"):
-                    command = path.with_name("cmdline").read_bytes().replace(b"\0", b" ")
-                    found.add(f"{path.parent.name} {command.decode(errors='replace')[:100]}")
-            except OSError:
-                continue
-        return found
+
+def marked(mark: str) -> dict[int, str]:
+    """The processes that carry `NAME=VALUE` in their environment: ids, and both with commands."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark.encode() in path.read_bytes().split(b"\0"):
+                command = path.with_name("cmdline").read_bytes().replace(b"\0", b" ")
+                pid = path.parent.name
+                found[int(pid)] = f"{pid} {command.decode(errors='replace')[:100]}"
+        except OSError:
+            continue
+    return found
 
 
 @pytest.fixture

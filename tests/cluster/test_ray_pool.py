@@ -234,7 +234,7 @@ def test_four_halves_of_two_devices(pool: RayPool, await_gone: AwaitGone) -> Non
 
 @pytest.mark.parametrize(("share", "fit"), [(0.4, 4), (1.0, 2), (2.0, 1)])
 def test_a_share_lies_on_whole_devices(pool: RayPool, share: float, fit: int) -> None:
-    assert RayPool(gpus_per_worker=share)._capacity() == fit
+    assert RayPool(gpus_per_worker=share)._capacity()[0] == fit
 
 
 def test_more_than_there_is(pool: RayPool) -> None:
@@ -249,14 +249,119 @@ def test_more_than_there_is(pool: RayPool) -> None:
         crowded.close()
 
 
-def test_a_node_that_does_not_see_the_store_is_named(pool: RayPool, tmp_path: Path) -> None:
-    blind = RayPool(workers=1, gpus_per_worker=0.5, visible=tmp_path / "elsewhere")
-    blind.start()
+def test_a_worker_says_whether_it_sees_the_store(pool: RayPool, tmp_path: Path) -> None:
+    seen = []
+    for path in (tmp_path, tmp_path / "elsewhere"):
+        looking = RayPool(workers=1, gpus_per_worker=0.5, visible=path)
+        looking.start()
+        try:
+            [joined] = gather(looking, 1, WorkerJoined)
+        finally:
+            looking.close()
+        seen.append(joined.sees)
+    assert seen == [True, False]
+
+
+def test_workers_with_and_without_a_gpu(pool: RayPool, await_gone: AwaitGone) -> None:
+    mixed = RayPool(gpus_per_worker=1, cpu_workers=0)
+    assert mixed._capacity() == (2, 0)  # two GPUs; their workers keep both cores busy
+    mixed = RayPool(workers=1, gpus_per_worker=1, setup=device_of_8_gib)
+    mixed.start()
     try:
-        with pytest.raises(ClusterUnreachable, match=r"node 127.0.0.1 .*elsewhere.*every node"):
-            gather(blind, 1, WorkerJoined)
+        [joined] = gather(mixed, 1, WorkerJoined)
+        assert joined.gpu
+        assert joined.room_bytes == 8 * 2**30
+        assert joined.room.endswith(" GPU 0") or joined.room.endswith(" GPU 1")
+        device = outcome(mixed, joined.worker, os.getenv, "CUDA_VISIBLE_DEVICES").result
+        # The device of a worker that dies is free for the one that takes its place.
+        mixed.submit(joined.worker, "poison", os._exit, 3)
+        lost, again = gather(mixed, 1, WorkerJoined)
+        assert isinstance(lost, WorkerLost)
+        assert not lost.out_of_memory
+        assert outcome(mixed, again.worker, os.getenv, "CUDA_VISIBLE_DEVICES").result in "01"
+        assert device in ("0", "1")
     finally:
-        blind.close()
+        mixed.close()
+
+
+def device_of_8_gib() -> int:
+    return 8 * 2**30
+
+
+def test_no_two_workers_on_a_device_unless_asked(pool: RayPool) -> None:
+    whole = RayPool(workers=3, gpus_per_worker=1)
+    whole.start()
+    try:
+        joined = gather(whole, 2, WorkerJoined)
+        devices = {
+            outcome(whole, e.worker, os.getenv, "CUDA_VISIBLE_DEVICES").result for e in joined
+        }
+        assert devices == {"0", "1"}
+        assert whole.pending == 1  # there is no third device
+        whole.submit(joined[0].worker, "poison", os._exit, 3)
+        events = gather(whole, 1, WorkerJoined)  # the third gets the device, or the replacement
+        assert [type(event) for event in events] == [WorkerLost, WorkerJoined]
+        assert whole.pending == 1
+    finally:
+        whole.close()
+
+
+class Counter:
+    """Something of the driver's machine."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def add(self, num: int) -> int:
+        if num < 0:
+            raise ValueError(f"{num} is below 0")
+        self.calls += 1
+        return self.calls
+
+
+def use(counter: Counter) -> tuple[int, int, str]:
+    try:
+        counter.add(-1)
+    except ValueError as error:
+        return counter.add(1), counter.add(1), str(error)
+    return 0, 0, ""
+
+
+def test_what_is_shared_is_one_and_raises_what_it_raises(pool: RayPool) -> None:
+    counter = pool.share(Counter())
+    first, second = list(pool._slots)
+    assert outcome(pool, first, use, counter).result == (1, 2, "-1 is below 0")
+    assert outcome(pool, second, use, counter).result == (3, 4, "-1 is below 0")
+    assert counter.add(1) == 5  # the driver has it too
+
+
+def test_a_call_beside_a_worker_and_one_that_was_lost(pool: RayPool) -> None:
+    workers = workers_of(pool)
+    worker, pid = next(iter(workers.items()))
+    assert pool.beside(worker, os.getpid) not in {None, os.getpid(), *workers.values()}
+    os.kill(pid, signal.SIGKILL)
+    gather(pool, 1, WorkerJoined)
+    assert pool.beside(worker, os.getcwd) is not None
+    assert pool.beside("w999", os.getcwd) is None
+
+
+def test_a_worker_that_hangs_is_dropped(pool: RayPool, await_gone: AwaitGone) -> None:
+    worker, pid = next(iter(workers_of(pool).items()))
+    pool.submit(worker, "hung", signal.pause)
+    pool.drop(worker, "it took too long")
+    events = gather(pool, 1, WorkerJoined)
+    assert events[0] == WorkerLost(worker, "it took too long")
+    assert not await_gone({pid}, 10)
+    pool.drop(worker, "again")
+    assert pool.events(0) == []
+
+
+def test_a_lack_of_memory_is_told_apart(pool: RayPool) -> None:
+    worker = next(iter(pool._slots))
+    event = outcome(pool, worker, fail, MemoryError("no room for 3 TiB"))
+    assert isinstance(event, TaskFailed)
+    assert event.out_of_memory
+    assert not outcome(pool, worker, fail, ValueError("no")).out_of_memory
 
 
 def broken_setup() -> None:
@@ -273,20 +378,36 @@ def test_a_setup_that_fails_is_told(pool: RayPool) -> None:
         broken.close()
 
 
-def test_workers_that_only_die_end_it(pool: RayPool) -> None:
-    doomed = RayPool(workers=1, gpus_per_worker=0.5)
+def die() -> None:
+    os._exit(3)
+
+
+@pytest.mark.slow
+def test_workers_that_die_before_they_work_end_it(pool: RayPool) -> None:
+    doomed = RayPool(workers=1, gpus_per_worker=0.5, setup=die)
     doomed.start()
-    lost = 0
     try:
-        while lost < 7:
-            for event in gather(doomed, 1, WorkerJoined, WorkerLost):
-                lost += isinstance(event, WorkerLost)
-                if isinstance(event, WorkerJoined):
-                    doomed.submit(event.worker, "poison", os._exit, 3)
-        with pytest.raises(ClusterUnreachable, match="7 workers in a row died"):
-            doomed.events(0)
+        with pytest.raises(ClusterUnreachable, match="7 workers in a row died without work"):
+            gather(doomed, 9, WorkerLost)
     finally:
         doomed.close()
+
+
+@pytest.mark.slow
+def test_tasks_that_kill_do_not_end_it(pool: RayPool) -> None:
+    patient = RayPool(workers=1, gpus_per_worker=0.5)
+    patient.start()
+    lost = 0
+    try:
+        while lost < 8:
+            for event in gather(patient, 1, WorkerJoined, WorkerLost):
+                lost += isinstance(event, WorkerLost)
+                if isinstance(event, WorkerJoined):
+                    patient.submit(event.worker, "poison", os._exit, 3)
+        [joined] = gather(patient, 1, WorkerJoined)
+        assert outcome(patient, joined.worker, divmod, 7, 2).result == (3, 1)
+    finally:
+        patient.close()
 
 
 def test_bad_numbers() -> None:

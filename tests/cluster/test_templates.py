@@ -227,13 +227,13 @@ def test_values_in_yaml_are_exactly_those_given(experiment: str, folder: str, li
 
 @given(text)
 def test_kuberays_command_holds_nothing_a_shell_would_see(value: str) -> None:
-    wanted = Wanted(image=IMAGE, experiment=value, store=f"s3://{value}")
+    wanted = Wanted(image=IMAGE, experiment=value, store=f"s3://bucket/{value}")
     if re.fullmatch("[A-Za-z0-9._/:@%+,=][A-Za-z0-9._/:@%+,=-]*", value) is None:
         with pytest.raises(ValueError, match=r"--(experiment|store) '|\""):
             render("kuberay", wanted)
         return
     job = loaded("kuberay", wanted)
-    expected = f"sfumato run --address auto --store s3://{value} -- {value}"
+    expected = f"sfumato run --address auto --store s3://bucket/{value} -- {value}"
     assert job["spec"]["entrypoint"] == expected
 
 
@@ -241,7 +241,8 @@ def test_kuberays_command_holds_nothing_a_shell_would_see(value: str) -> None:
     ("kind", "wanted", "said"),
     [
         ("slurm", Wanted(workers=(1, 3)), "keeps its size"),
-        ("slurm", Wanted(store="s3://bucket/x"), "--store 's3://bucket/x'"),
+        ("slurm", Wanted(store="s3://KEY:hidden@bucket/x"), "AWS_SECRET_ACCESS_KEY"),
+        ("kuberay", Wanted(image=IMAGE, store="s3://"), "or an URI"),
         ("slurm", Wanted(time="soon"), "--time 'soon'"),
         ("slurm", Wanted(partition="a b"), "--partition 'a b'"),
         ("slurm", Wanted(experiment="--debug"), "--experiment '--debug' begins with '-'"),

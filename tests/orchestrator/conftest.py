@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from orchestrator.check import load_experiment
 from orchestrator.cli import app
-from orchestrator.loop import Options, Outcome
+from orchestrator.outcome import Options, Outcome
 from orchestrator.resume import Store
 from orchestrator.run import run
 from storage._mlflow import connect
@@ -57,6 +57,15 @@ class Quiet:
     notes: list[str] = field(default_factory=list)
 
     def begin(self, prepared):
+        pass
+
+    def joined(self, worker, node, gpu):
+        pass
+
+    def lost(self, worker):
+        pass
+
+    def tick(self, pending):
         pass
 
     def started(self, worker, task):

@@ -28,8 +28,8 @@ def test_stores_that_are_none(place: Any) -> None:
 
     refused(place.folder / "a-file", str(place.folder / "a-file"), "is a file; name a folder")
     refused(place.folder / "a-file" / "x" / "y", "a-file is a file; name a folder")
-    refused("s3://bucket/store", "only local folders", "name a folder")
-    refused("gs://bucket/store", "only local folders")
+    refused("s4://bucket/store", "is no address of a store", "s3://", "name a folder")
+    refused("s3://KEY:SECRET@bucket/store", "with a secret", "AWS_ACCESS_KEY_ID")
     refused("/dev/null", "is a file; name a folder")
     refused("x" * 5000, "File name too long", "name another folder")
     refused(place.folder / "\x1b[31m", "\\x1b[31m", "cannot be printed")

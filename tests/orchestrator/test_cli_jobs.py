@@ -426,8 +426,8 @@ def test_all_problems_of_the_file_are_told_before_the_cluster_is_asked(place: An
     ("given", "parts"),
     [
         (
-            ["--store", "s3://bucket/store"],
-            ["--store s3:/", "only local folders are stores so far"],
+            ["--store", "s3://KEY:hidden@bucket/store"],
+            ["--store 's3://bucket/store' is given with a secret", "AWS_ACCESS_KEY_ID"],
         ),
         (["--store", "store"], ["--store store", "the whole path"]),
         (["--data-dir", "data"], ["--data-dir data", "the whole path"]),

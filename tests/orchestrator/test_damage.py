@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from orchestrator.check import load_experiment
-from orchestrator.loop import Options, Outcome
+from orchestrator.outcome import Options, Outcome
 from orchestrator.plan import Plan, make_plan
 from orchestrator.resume import Store
 from orchestrator.run import run

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from orchestrator.check import load_experiment
 from orchestrator.cli import app
 from orchestrator.history import rebuild
-from orchestrator.loop import Options
+from orchestrator.outcome import Options
 from orchestrator.past import default_columns
 from orchestrator.resume import Store
 from orchestrator.run import run

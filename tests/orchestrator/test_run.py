@@ -53,7 +53,7 @@ def test_golden_run(undisturbed):
 def test_repeat_recomputes_nothing_and_starts_nothing(undisturbed, lab, monkeypatch):
     before, outcome, _ = undisturbed
     shutil.copytree(before.store.root, lab.store.root)
-    monkeypatch.setattr("orchestrator.loop._executor", None)  # any use of it would raise
+    monkeypatch.setattr("orchestrator.run.Loop", None)  # any use of it would raise
     again, quiet = lab.run()
     assert again.ran == 0
     assert again.cached == outcome.ran
