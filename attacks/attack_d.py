@@ -41,7 +41,7 @@ class AttackD(Attack):
         "cpu": {"num_records": 2500},
     }
 
-    num_models: int = Field(8, ge=4, multiple_of=2, description="distilled models")
+    num_models: int = Field(8, ge=4, le=10_000, multiple_of=2, description="distilled models")
     num_records: int = Field(
         10_000, ge=2, description="own records that are asked about and divided at most"
     )

@@ -41,7 +41,9 @@ class AttackR(Attack):
         "cpu": {"num_shadows": 16},
     }
 
-    num_shadows: int = Field(16, ge=8, multiple_of=2, description="models, half of them OUT")
+    num_shadows: int = Field(
+        16, ge=8, le=10_000, multiple_of=2, description="models, half of them OUT"
+    )
     smooth: Smooth = Field("logit_normal", description="how levels between losses are read")
     clip: float = Field(1e-12, gt=0, lt=0.5, description="smallest p_y, and sum of the other p")
 

@@ -40,7 +40,7 @@ class AttackS(Attack):
         "cpu": {"num_records": 2500},
     }
 
-    num_shadows: int = Field(8, ge=2, multiple_of=2, description="shadow models")
+    num_shadows: int = Field(8, ge=2, le=10_000, multiple_of=2, description="shadow models")
     num_records: int = Field(
         10_000, ge=1, description="own records the shadow models answer at most"
     )

@@ -50,7 +50,9 @@ class Lira(Attack):
         "cpu": {"num_shadows": 16},
     }
 
-    num_shadows: int = Field(16, ge=4, multiple_of=2, description="models, half of them IN")
+    num_shadows: int = Field(
+        16, ge=4, le=10_000, multiple_of=2, description="models, half of them IN"
+    )
     mode: Literal["online", "offline"] = Field(
         "online", description="offline reads OUT models only, and is one-sided"
     )

@@ -48,7 +48,11 @@ class OrderOnly(Attack):
     }
 
     num_shadows: int = Field(
-        16, ge=4, multiple_of=2, description="shadow models; a record did not train half of them"
+        16,
+        ge=4,
+        le=10_000,
+        multiple_of=2,
+        description="shadow models; a record did not train half of them",
     )
     inverse_penalty: float = Field(1.0, gt=0, description="C of the regression's L2 penalty")
 

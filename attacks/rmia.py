@@ -50,7 +50,9 @@ class Rmia(Attack):
         "cpu": {"num_shadows": 16},
     }
 
-    num_shadows: int = Field(8, ge=2, multiple_of=2, description="models, half of them IN")
+    num_shadows: int = Field(
+        8, ge=2, le=10_000, multiple_of=2, description="models, half of them IN"
+    )
     mode: Literal["offline", "online"] = Field(
         "offline", description="offline reads OUT models only"
     )

@@ -47,7 +47,9 @@ class Shokri(Attack):
         "cpu": {"num_shadows": 16, "num_records": 8000},
     }
 
-    num_shadows: int = Field(20, ge=2, multiple_of=2, description="models, half of them IN")
+    num_shadows: int = Field(
+        20, ge=2, le=10_000, multiple_of=2, description="models, half of them IN"
+    )
     num_records: int = Field(40_000, ge=2, description="own records learned from at most")
     min_records: int = Field(50, ge=1, description="classes of fewer records share a net")
     hidden: int = Field(64, ge=1, description="width of a net's hidden layer")

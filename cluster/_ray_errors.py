@@ -23,6 +23,7 @@ def lost_line(error: RayError) -> str:
     # Ray indents identifiers and adds advice for people running Ray by hand; the rest says why.
     text = " ".join(line for line in str(error).splitlines() if not line.startswith("\t"))
     text = text.rpartition("Worker exit detail: ")[2].partition(" Some common causes")[0]
+    text = text.partition(" OOM kill reason")[0]
     return f"{type(error).__name__}: {text[:400]}"
 
 

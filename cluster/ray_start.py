@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 
@@ -121,6 +122,8 @@ def _init(address: str, **options: Any) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray prints each worker's death on standard output, log_to_driver or not. Our events tell it.
     ray_worker._worker_logs_enabled = False
+    # Ray keeps a driver's command and shows it to all who may list jobs; it may hold a password.
+    told, ray_utils.get_entrypoint_name = ray_utils.get_entrypoint_name, lambda: "sfumato"
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (RayError, RuntimeError, OSError, ValueError) as error:
@@ -129,6 +132,8 @@ def _init(address: str, **options: Any) -> None:
             f"Ray {where} did not start or answer: {type(error).__name__}: {error}. "
             "`sfumato doctor` checks the parts; `--inline` runs without Ray."
         ) from error
+    finally:
+        ray_utils.get_entrypoint_name = told
 
 
 @contextmanager

@@ -31,7 +31,7 @@ class Selena(Defense):
 
     VERSION: ClassVar[int] = 1
 
-    num_models: int = Field(25, ge=2, description="sub-models, K in the paper")
+    num_models: int = Field(25, ge=2, le=10_000, description="sub-models, K in the paper")
     num_excluded: int = Field(10, ge=1, description="sub-models that miss a member, L")
     epochs: int | None = Field(None, ge=1, description="of a sub-model; default the target's")
     distil_epochs: int | None = Field(

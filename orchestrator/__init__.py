@@ -21,7 +21,10 @@ attacker.py  what an attacker plans with: models, shadows and copies of its own
 data_attacks.py   attacks on records and attributes: what is asked of their keys, their tasks
 forms.py     the forms an experiment was run in, kept until they are forgotten
 resume.py    a plan beside what the store has of it
+costs.py     what tasks take, as the store has measured it: seconds and memory
 state.py     the scheduler: events in, instructions out
+rooms.py     who shares memory with whom, and what fits in beside what runs there
+outcome.py   how a run is to go, what is told meanwhile, and what it came to
 loop.py      the loop that obeys the scheduler and records what it is told
 run.py       a run of an experiment
 space.py     the searched fields: kinds, conditions, defenses made of values
@@ -35,6 +38,8 @@ explain.py   which searched fields mattered, and which way
 compare.py   studies from file to result, one or several beside each other
 history.py   what a run sends to MLflow, what waits to be sent, and all of it anew
 past.py      the run history as a table, CSV or JSON
+count.py     a run in numbers: what is done, who does it where, when it will end
+live.py      these numbers kept in the store, for who looks from elsewhere
 progress.py  what the person sees meanwhile
 flags.py     what the flags of results mean, and their marks
 report.py    results as tables in the terminal

@@ -7,7 +7,7 @@ import select
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -58,7 +58,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.
 TrackingOption = Annotated[
     str | None,
     typer.Option(
-        "--tracking-uri", metavar="URI", help="MLflow server; default: a SQLite file in the store."
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow server; default: a SQLite file in the store, of an URI in its local copy.",
     ),
 ]
 
@@ -312,7 +314,18 @@ def find_store(given: Path) -> Path:
 def _local(given: Path) -> Path:
     if not str(given).isprintable():
         refuse(f"--store {str(given)!r} holds characters that cannot be printed; name it otherwise")
-    return given.absolute()
+    from storage.links import stray
+
+    root = given.absolute()
+    try:
+        if link := stray(root):
+            refuse(
+                f"--store {given}: {link} is a link that leads out of the store; put what it "
+                "leads to in its place, or link the whole store"
+            )
+    except OSError as error:
+        refuse(f"--store {given}: {error.strerror}; name another folder")
+    return root
 
 
 def find_made_store(given: Path) -> Path:
@@ -324,8 +337,13 @@ def find_made_store(given: Path) -> Path:
     return root
 
 
-def send(root: Path) -> None:
-    """Send what a command wrote last to the URI that `root` is a working copy of, if it is one."""
+def send(root: Path, told: Iterable[str] = ()) -> None:
+    """Send what a command wrote last to the URI that `root` is a working copy of, if it is one.
+
+    Args:
+        root: of a store.
+        told: what the person is told anyway.
+    """
     from storage.artifacts import StoreUnwritable
     from storage.working import push
 
@@ -333,8 +351,10 @@ def send(root: Path) -> None:
         notes = push(root)
     except StoreUnwritable as error:
         notes = [str(error)]
+    known = "\n".join(told)
     for note in notes:
-        say(f"warning: {note}")
+        if note not in known:
+            say(f"warning: {note}")
 
 
 def find_tracking(given: str | None) -> str | None:

@@ -37,7 +37,8 @@ def check_secret(option: str, uri: str | None) -> None:
     user, at, place = rest.rpartition("@")
     bare = f"{scheme}://{place}"
     secret = at and (":" in user or scheme.startswith("http"))  # a user alone may be a token there
-    if uri is not None and (secret or masked(bare) != bare):
+    mistyped = uri is not None and "://" not in uri and masked(uri) != uri
+    if uri is not None and (secret or mistyped or masked(bare) != bare):
         refuse(
             f"{option} {masked(uri)!r:.300} holds a secret, which everyone who may list the "
             "cluster's jobs would see. Write it without, and set on the cluster's nodes "

@@ -11,6 +11,7 @@ from orchestrator._problem import Problem
 # An experiment of a thousand plugins has far less; a few lines of aliases make far more.
 _MOST_VALUES = 100_000
 _MOST_BITS = 1000
+_LONGEST_NUMBER = 1000  # characters; 59:59:59... is a number too, which takes their square to read
 DEEPEST = 20
 
 
@@ -126,6 +127,9 @@ def _walk(
 
 def _unreadable(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str | None:
     """Why a scalar is not what it looks like or is tagged as (a 30th of February, say)."""
+    number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+    if number and len(node.value) > _LONGEST_NUMBER:
+        return f"cannot be read: is a number of {len(node.value)} characters; quote text"
     try:
         value = loader.construct_object(node)
         if isinstance(value, int) and value.bit_length() > _MOST_BITS:

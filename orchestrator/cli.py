@@ -144,7 +144,7 @@ def run(
         outcome = run_experiment(experiment, options, for_console(console))
         print_results(console, experiment, Store(root), outcome.form)
         drawn = inversion_figures(outcome.plan, Store(root))
-        send(root)
+        send(root, [*outcome.warnings, outcome.stopped or ""])
         _print_end(console, name, store, root, tracking_uri, outcome)
         for path in drawn:
             console.print(f"images:  {path}", soft_wrap=True)

@@ -114,7 +114,7 @@ def tune(
             from orchestrator.compare import print_comparison
 
             print_comparison(console, comparison, done, root)
-        send(root)
+        send(root, [text for one in done for text in (*one.warnings, one.stopped or "")])
         _print_end(console, name, store, done)
         if any(one.broken for one in done):
             raise typer.Exit(FAILED)

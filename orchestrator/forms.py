@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from orchestrator._alike import DIGITS, Alike
+from orchestrator._yaml import parsed
 from orchestrator.plan import Plan
 from orchestrator.resume import Store
 from storage import census
@@ -58,10 +59,10 @@ class Form:
     def settings(self) -> dict[str, Any]:
         """Its settings as plain data; empty if they cannot be read."""
         try:
-            told = yaml.safe_load(self.file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
+            told, _, problems = parsed(self.file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             return {}
-        return told if isinstance(told, dict) else {}
+        return told if isinstance(told, dict) and not problems else {}
 
 
 def form_of(plan: Plan) -> str:

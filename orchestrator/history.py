@@ -5,8 +5,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import yaml
-
+from orchestrator._yaml import parsed
 from orchestrator.plan import Plan
 from orchestrator.resume import RESULTS, Store
 from orchestrator.source import nearest
@@ -204,8 +203,8 @@ def _described(store: Store, experiment: str) -> dict[str, Any]:
     """Params of the parent run as the store describes the experiment; none if it does not."""
     path = store.experiment(experiment) / "experiment.yaml"
     try:
-        return _params(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return _params(parsed(path.read_text(encoding="utf-8"))[0])
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 

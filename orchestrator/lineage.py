@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from orchestrator._problem import readable
 from orchestrator.flags import explained
 from orchestrator.show import Shown, Step
 
@@ -41,7 +42,9 @@ def print_shown(console: Console, shown: Shown, *, every: bool) -> None:
             console.print(meant)
     if shown.failure:
         attempts = shown.failure.get("attempts", 1)
-        console.print(f"failed after {attempts} attempts: {shown.failure.get('error', '')}")
+        console.print(
+            f"failed after {attempts} attempts: {readable(str(shown.failure.get('error', '')))}"
+        )
     _print_use(console, shown)
     console.print()
     console.print("made from" if step.inputs else "made from no other task")
@@ -56,8 +59,8 @@ def print_shown(console: Console, shown: Shown, *, every: bool) -> None:
 def _title(step: Step) -> Text:
     seed = "" if step.seed is None else f"seed {step.seed}"
     about = ", ".join(word for word in (step.dataset, seed) if word)
-    text = Text(f"{step.kind or 'a task'} {step.name}".rstrip(), style="bold")
-    return text.append(f"  {about}", style="not bold")
+    text = Text(readable(f"{step.kind or 'a task'} {step.name}".rstrip()), style="bold")
+    return text.append(f"  {readable(about)}", style="not bold")
 
 
 def _figures(table: str, rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -89,7 +92,7 @@ def _value(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, list):
         return ", ".join(map(_value, value)) or "-"
-    return "-" if value is None else str(value)
+    return "-" if value is None else readable(str(value))
 
 
 def _print_use(console: Console, shown: Shown) -> None:
@@ -97,7 +100,7 @@ def _print_use(console: Console, shown: Shown) -> None:
         what = cell.get("attack") or cell.get("kind", "")
         where = f"{cell.get('dataset')} seed {cell.get('seed')}, {cell.get('label')}, {what}"
         status = f"{cell.get('status')}{'' if cell['current'] else ', not asked for any more'}"
-        console.print(f"fills a cell of {cell['experiment']}: {where} ({status})")
+        console.print(readable(f"fills a cell of {cell['experiment']}: {where} ({status})"))
     for experiment, count in shown.served.items():
         console.print(f"{count} cells of {experiment} rest on it")
     if not shown.cells and not shown.served:

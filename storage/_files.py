@@ -137,6 +137,8 @@ def _read_npz(path: Path, beside: tuple[str, ...]) -> Raw:
         with np.load(path, allow_pickle=False) as file:
             for key in file.files:
                 arrays[key] = file[key]
+                if not isinstance(arrays[key], np.ndarray):  # what has no header comes as bytes
+                    raise ValueError(f"'{key}' in it is no array")
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         if "Object arrays" in str(error):
             raise ValueError(

@@ -26,7 +26,9 @@ _MANNERS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
 }
-_SECRET = re.compile(r"(?i)([?&;][^=&\s]*(?:pass|pwd|token|secret|key|sig|cred)[^=&\s]*=)[^&\s]+")
+_SECRET = re.compile(
+    r"(?i)([?&;][^=&\s]*(?:pass|pwd|token|secret|key|sig|cred|odbc)[^=&\s]*=)[^&\s]+"
+)
 _PREFIX = "sfumato/"
 _PAGE = 500
 
@@ -49,6 +51,8 @@ def masked(uri: str) -> str:
     """The address without user, password and secret query values, fit to be shown and kept."""
     if uri.startswith("sqlite:"):
         return uri
+    if "://" not in uri and not re.search(r"\s", uri):  # mistyped, as user:password@host
+        return re.sub(r"^.*@", "***@", uri)
     # Up to the last @: a password typed unescaped may itself hold an @, a / or a ?.
     return _SECRET.sub(r"\1***", re.sub(r"(?s)://.*@", "://***@", uri))
 

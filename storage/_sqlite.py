@@ -58,7 +58,7 @@ def fingerprint(uri: str) -> str:
 def alone(path: Path) -> Iterator[None]:
     """Hold off other processes while a SQLite file is made or moved: two at once would wreck it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{path}.lock", "w") as lock:
+    with open(f"{path}.lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

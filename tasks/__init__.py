@@ -8,6 +8,8 @@ stacked.py          train many models of one architecture together
 noise.py            random numbers keyed by noise policy and input
 service.py          a deployed classifier with its defenses, as it answers and is asked
 worker.py           what a worker does with a task
+shelf.py            what workers that do not see the store ask the driver's machine for
+logs.py             the log of a task: where it ran, what it printed, how it went wrong
 versions.py         what a process computes with: Python, packages, commit
 split.py            task: the leak-free partition of a dataset
 check_split.py      task: does the split give membership away before any model has answered?

@@ -148,7 +148,7 @@ def prepare() -> int:
     import torch
     from threadpoolctl import threadpool_limits
 
-    if hasattr(sys.stderr, "fileno"):
+    with suppress(OSError, AttributeError):  # a standard error that is no file
         faulthandler.enable()  # where a task crashed is in its log then
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)

@@ -133,14 +133,15 @@ def test_nothing_a_defender_measures_depends_on_what_it_does_not_own(twins: Twin
             {"name": "prototype", "reference": {"from": "random", "size": 40}},
         ],
         "attacks": [
-            *("gap", "attack_p", "attack_d", NSH, {**NSH, "adaptive": True}, LIRA),
+            *("gap", "attack_p", NSH, {**NSH, "adaptive": True}, LIRA),
+            {"name": "attack_d", "num_models": 4},
             {**LIRA, "num_shadows": 6, "adaptive": True},
             {"name": "ml_leaks", "epochs": 2},
             {"name": "rmia", "num_shadows": 4},
-            {"name": "quantile"},
+            {"name": "quantile", "epochs": 5},
             {"name": "loss_trajectory", "distil_epochs": 10, "epochs": 5},
             {"name": "inversion", "epochs": 2},
-            {"name": "attribute", "column": "sens"},
+            {"name": "attribute", "column": "sens", "epochs": 2},
         ],
     }
     clean = twins.tables("clean", "defender", **keys)

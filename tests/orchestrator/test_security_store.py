@@ -91,6 +91,18 @@ def test_a_store_with_links_out_of_it_is_refused(done: Any, out: Path, kind: str
     assert listing(out) == before
 
 
+def test_a_store_does_not_say_by_itself_whose_copy_it_is(done: Any, out: Path) -> None:
+    """A folder that was given to somebody would have it all sent to, or removed from, an URI."""
+    (out / "damaged" / "x").mkdir(parents=True)
+    (out / "damaged" / "x" / "file").write_text("of another")
+    (done.store / "artifacts").rename(out / "artifacts")
+    (done.store / "upstream.json").write_text(json.dumps({"uri": out.as_uri()}))
+    before = listing(out)
+    done.command("gc", "--forget", "tiny", "--delete", "--damaged", "--store", done.store)
+    done.command("run", done.file(), "--inline", "--store", done.store)
+    assert listing(out) == before
+
+
 def link_parts(store: Path, out: Path) -> None:
     for number, part in enumerate(sorted(store.glob("tables/results/part-*.parquet"))):
         part.unlink()

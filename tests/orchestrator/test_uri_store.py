@@ -252,6 +252,7 @@ def test_a_server_lost_in_a_run_stops_it_and_the_same_command_resumes(
     assert "stopped: the store at" in said.flat
     assert "Could not connect" in said.flat
     assert "the same command" in said.flat
+    assert "Traceback" not in said.text
     before = set(here.machine.events("start"))
     assert 0 < len(before) < len(finished.artifacts())
     gate.open(10**6)

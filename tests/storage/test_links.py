@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from storage._links import stray
+from storage.links import stray
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ os.write(1, b"as C prints\\n")
 os.write(2, b"as C errs\\n")
 subprocess.run(["echo", "from a program"], check=True)
 """
-SAID = "from Python|an error of Python|as C prints|as C errs|from a program".split("|")
+SAID = ["from Python", "an error of Python", "as C prints", "as C errs", "from a program"]
 
 
 def ends(path: Path, *lines: str) -> int:

@@ -93,7 +93,7 @@ class Cluster:
 
     @property
     def address(self) -> str:
-        return (self.folder / "ray" / "ray_current_cluster").read_text().strip()
+        return (self.folder / "head" / "ray_current_cluster").read_text().strip()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -108,7 +108,7 @@ class Cluster:
             "RAY_AUTH_TOKEN": self.token,
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-            "RAY_raylet_start_wait_time_s": "120",  # nodes start together, on few cores
+            "RAY_raylet_start_wait_time_s": "90",  # nodes start together, on few cores
             "SPT_NOENV": "1",  # else processes write their titles over the mark
         }
 
@@ -163,6 +163,8 @@ class Cluster:
         folder.mkdir()
         ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", *options]
         ray += [f"--object-store-memory={STORE_BYTES}", "--disable-usage-stats"]
+        # In one folder, nodes that start at once may take the same names for their sockets.
+        ray += [f"--temp-dir={folder}"]
         if not sees:  # a disk of its own lies over the stores
             hide = f'mount -t tmpfs none "{self.hidden}" && exec "$@"'
             ray = ["unshare", "-m", "sh", "-c", hide, "sh", *ray]

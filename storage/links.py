@@ -7,7 +7,7 @@ __all__ = ["stray"]
 
 # Where names are made, replaced and removed. Parts and artifacts themselves may be links: they are
 # read, and a link is removed or replaced as a link.
-_PARENTS = (".", "artifacts", "tables", "experiments", "experiments/*", "mlflow-artifacts")
+_PARENTS = (".", "artifacts", "tables", "logs", "experiments", "experiments/*", "mlflow-artifacts")
 
 
 def stray(root: Path) -> Path | None:
