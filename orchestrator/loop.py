@@ -85,6 +85,7 @@ class Loop:
         )
         self.away: Site | None = None  # where workers are that do not see the store
         self.present: dict[str, WorkerJoined] = {}
+        self.blind: dict[str, str] = {}  # node that does not see the store -> a worker there
         self.since: dict[str, float] = {}  # worker -> when its task began
         self.limits: dict[str, float] = {}
         self.tails: dict[str, bytes] = {}  # key -> the end of a log that only a lost node had
@@ -146,8 +147,7 @@ class Loop:
 
         What an interrupted run leaves is removed by the next one there.
         """
-        blind = {at.node: worker for worker, at in self.present.items() if not at.sees}
-        for worker in blind.values():
+        for worker in self.blind.values():
             self.executor.beside(worker, leave, self.run)
 
     def _hear(self, event: Event) -> Event | None:
@@ -155,6 +155,8 @@ class Loop:
         match event:
             case WorkerJoined(worker):
                 self.present[worker] = event
+                if not event.sees:
+                    self.blind[event.node] = worker  # perhaps lost, when the run ends
                 self.outcome.workers = max(self.outcome.workers, len(self.present))
                 self.progress.joined(worker, event.node, event.gpu)
                 self.live.count.joined(worker, event.node, event.gpu)

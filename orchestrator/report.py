@@ -284,4 +284,4 @@ def _print_missing(console: Console, cells: pd.DataFrame, store: Store) -> None:
         if f"{row['kind']} {row['name']} failed: {row['error']}" in blocked:
             logs[row["key"]] = None
     for key in list(logs)[:_MOST_LOGS]:
-        console.print(f"its log: {command(store, key)}", soft_wrap=True)
+        console.print(f"log of what failed: {command(store, key)}", soft_wrap=True)

@@ -95,7 +95,7 @@ def standing(store: Store, key: str) -> Standing:
     """How a task stands, from what is kept of it and from what works now."""
     asked = _row(store, "cells", key)
     done, failed = _row(store, "tasks", key), _row(store, "failures", key)
-    what = _words(store, key, done or failed or asked)
+    what = _words(store, key, {**asked, **(done or failed)})
     for told in drivers(store.root):
         for desk in told.desks:
             if desk.key == key:

@@ -62,23 +62,34 @@ def check_uri(uri: str) -> str:
         parts = urlsplit(uri)
         asked = dict(parse_qsl(parts.query, keep_blank_values=True))
         user, at, _ = parts.netloc.rpartition("@")
-    except ValueError as error:
-        raise ValueError(f"{uri!r:.300} is no address: {error}") from None
+    except ValueError:  # its text may hold a part of a secret
+        raise ValueError(f"{_shown(uri)} is no address of a store") from None
     if not uri.isprintable() or parts.scheme not in SCHEMES:
         known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-        raise ValueError(f"{uri!r:.300} is no address of a store; name a folder, or one of {known}")
-    if (at and (":" in user or parts.scheme == "s3")) or any(map(_SECRET.search, asked)):
+        raise ValueError(
+            f"{_shown(uri)} is no address of a store; name a folder, or one of {known}"
+        )
+    # A container's name stands before an @ in Azure's addresses, and a user in Hadoop's.
+    named = at and ":" not in user and parts.scheme in ("abfs", "abfss", "hdfs", "viewfs")
+    within = any("@" in value for value in asked.values())
+    if (at and not named) or within or any(map(_SECRET.search, asked)):
         raise ValueError(
             f"'{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}' is given with a "
             "secret, which logs and lists of processes would show. Write it without, and set "
             f"{_credentials(parts.scheme)} in the environment, on every node"
         )
     if parts.scheme == "s3" and (odd := [name for name in asked if name not in _S3]):
-        raise ValueError(f"{uri!r:.300}: {odd[0]!r} is unknown; it may say {', '.join(_S3)}")
+        raise ValueError(f"{_shown(uri)}: {odd[0]!r} is unknown; it may say {', '.join(_S3)}")
     if parts.fragment or not (parts.path.strip("/") if parts.scheme == "file" else parts.netloc):
         what = "a folder" if parts.scheme == "file" else "a bucket or host, as in s3://BUCKET/NAME"
-        raise ValueError(f"{uri!r:.300} names no place of a store; it needs {what}")
+        raise ValueError(f"{_shown(uri)} names no place of a store; it needs {what}")
     return parts._replace(path=parts.path.rstrip("/")).geturl()
+
+
+def _shown(uri: str) -> str:
+    """An address that is refused, without what may be a secret in it."""
+    bare = re.sub(r"[?#].*", "", uri, flags=re.DOTALL)
+    return repr(re.sub(r"//.*@", "//***@", bare, flags=re.DOTALL))[:300]
 
 
 def _credentials(scheme: str) -> str:
@@ -175,9 +186,15 @@ class Objects:
         """All files below `folder`, by names relative to the URI; one request a thousand."""
         from pyarrow.fs import FileSelector
 
-        with self._telling():
-            selector = FileSelector(self._path(folder), allow_not_found=True, recursive=True)
-            infos = self._files.get_file_info(selector)
+        selector = FileSelector(self._path(folder), allow_not_found=True, recursive=True)
+        for again in (True, True, False):
+            try:
+                with self._telling():
+                    infos = self._files.get_file_info(selector)
+                break
+            except FileNotFoundError:  # a real folder was made or removed while it was listed
+                if not again:
+                    raise
         start = len(self._base) + 1
         return {
             info.path[start:]: _stat(info)

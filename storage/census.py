@@ -122,6 +122,8 @@ def pieces(store: Path, drafts_older_than_s: float) -> Iterator[Piece]:
     aside = {path: _size(path) for path in store.glob("damaged/*")}
     aside |= {path: _size(path) for path in store.glob("tables/*/*.damaged*")}
     for name, stat in upstream.objects.listing("damaged").items() if upstream else ():
+        if not set(Path(name).parts).isdisjoint({"..", "/", "."}):
+            continue  # a name that leads elsewhere is none of ours
         place = store / Path(*Path(name).parts[:2])
         aside[place] = aside.get(place, 0) + stat.size
     for path, nbytes in sorted(aside.items()):

@@ -32,9 +32,7 @@ def working_copy(uri: str) -> Path:
         StoreUnwritable: the server is away or refuses, or the disk is full or forbidden.
     """
     uri = check_uri(uri)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
-    root = Path(cache).absolute() / "sfumato" / "stores" / name
+    root = _place(uri)
     said = upstream_of(root)
     if said is not None and said.uri != uri:
         raise ValueError(f"{root} is a copy of {said.uri}, not of {uri}; move it away")
@@ -53,15 +51,29 @@ def upstream_of(root: Path) -> ObjectStore | None:
     """Whose copy a folder is; None for a store of its own.
 
     Raises:
-        ValueError: its upstream.json cannot be read.
+        ValueError: its upstream.json cannot be read, or the folder is not where copies are: one
+            that somebody else made would have its owner's files sent, and others' removed.
     """
     file = root / _SAYS
     try:
-        return ObjectStore(str(json.loads(file.read_bytes())["uri"]))
+        uri = check_uri(str(json.loads(file.read_bytes())["uri"]))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} does not say whose copy its folder is ({error})") from error
+    if root.resolve() != _place(uri).resolve():
+        raise ValueError(
+            f"{file} calls its folder a copy of {uri}, whose copy on this machine would be "
+            f"{_place(uri)}; remove that file, or name the URI itself with --store"
+        )
+    return ObjectStore(uri)
+
+
+def _place(uri: str) -> Path:
+    """The folder of an URI's copy on this machine."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
+    return Path(cache).absolute() / "sfumato" / "stores" / name
 
 
 def pull(root: Path, *, whole: bool = False) -> list[str]:

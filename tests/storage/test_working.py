@@ -1,19 +1,19 @@
 """The local folder of a store at an URI: what is sent, what is fetched, and what is never lost."""
 
 import hashlib
-import http.client
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from storage import census
+from storage._copy import Copy
+from storage._objects import Stat
 from storage.artifacts import Artifacts, Draft, StoreUnwritable
 from storage.remote import ObjectStore
 from storage.working import Pusher, pull, push, upstream_of, working_copy
@@ -211,19 +211,26 @@ def test_a_study_goes_on_from_another_machine(copy: Copies, uri: str) -> None:
     assert ObjectStore(uri).objects.read("optuna.journal") == b"1\n2\n"
 
 
-def test_names_that_lead_out_of_the_folder_are_left_alone(
-    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bucket = s3.new_bucket()
-    uri = s3.uri(bucket)
-    with closing(http.client.HTTPConnection("127.0.0.1", s3.port)) as connection:
-        for name in ("tables/%2E%2E/%2E%2E/%2E%2E/%2E%2E/escaped", "tables/sound"):
-            connection.request("PUT", f"/{bucket}/store/{name}", b"x")
-            assert connection.getresponse().read() == b""
-    names = ObjectStore(uri).objects.listing("tables")
-    assert set(names) == {"tables/../../../../escaped", "tables/sound"}
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a"))
-    root = working_copy(uri)
+class Hostile:
+    """Objects of a bucket in which somebody else writes too."""
+
+    uri = "s3://bucket/store"
+
+    def listing(self, folder: str) -> dict[str, Stat]:
+        names = ("tables/../../escaped", "tables/a/../../../escaped", "tables//x", "tables/sound")
+        return dict.fromkeys(names, Stat(1, 1)) if folder == "tables" else {}
+
+    def stat(self, name: str) -> None: ...
+
+    def read(self, name: str) -> bytes:
+        return b"x"
+
+
+def test_names_that_lead_out_of_the_folder_are_left_alone(tmp_path: Path) -> None:
+    root = tmp_path / "stores" / "copy"
+    root.mkdir(parents=True)
+    with Copy.locked(root, Hostile()) as copy:
+        copy.pull()
     assert set(files_of(root)) == {"tables/sound"}
     assert not list(tmp_path.rglob("escaped"))
 

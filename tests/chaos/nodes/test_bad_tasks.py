@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from tests.chaos.conftest import PATIENCE_S, Place
-from tests.chaos.nodes.conftest import HERE, Cluster, Drivers
+from tests.chaos.nodes.clusters import HERE, Cluster, Drivers
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 LIMIT_S = 5

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.conftest import PATIENCE_S, Place
-from tests.chaos.nodes.conftest import Cluster, Drivers, kill
+from tests.chaos.nodes.clusters import Cluster, Drivers, kill
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 SHARE = float(os.environ.get("SFUMATO_CHAOS_SHARE", "1"))
