@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from storage import census
+from storage import census, working
 from storage._copy import Copy
 from storage._objects import Stat
 from storage.artifacts import Artifacts, Draft, StoreUnwritable
 from storage.remote import ObjectStore
-from storage.working import Pusher, pull, push, upstream_of, working_copy
+from storage.working import Pusher, upstream_of, working_copy
 
 TASK = '{"seed":1}'
 KEY = hashlib.sha256(TASK.encode()).hexdigest()
@@ -42,6 +42,25 @@ def copy(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Copies:
         return working_copy(uri)
 
     return of
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # and back in the end
+
+
+def on(root: Path) -> Path:
+    """Be on the machine whose copy this is."""
+    os.environ["XDG_CACHE_HOME"] = str(root.parents[2])
+    return root
+
+
+def push(root: Path) -> list[str]:
+    return working.push(on(root))
+
+
+def pull(root: Path, *, whole: bool = False) -> list[str]:
+    return working.pull(on(root), whole=whole)
 
 
 def write(root: Path, name: str, content: str) -> None:
@@ -85,7 +104,7 @@ def test_a_copy_says_whose_it_is(copy: Copies, uri: str, tmp_path: Path) -> None
     assert upstream_of(tmp_path) is None
     assert copy("a") == root
     (root / "upstream.json").write_text(json.dumps({"uri": uri + "x"}))
-    with pytest.raises(ValueError, match="is a copy of"):
+    with pytest.raises(ValueError, match=r"calls its folder a copy of .*x, whose copy .* would"):
         copy("a")
     (root / "upstream.json").write_text("{")
     with pytest.raises(ValueError, match="does not say whose copy"):
@@ -273,14 +292,16 @@ def test_a_pusher_sends_meanwhile_and_at_the_end(copy: Copies, uri: str) -> None
 
 
 def test_a_pusher_tells_what_it_could_not_send(s3: Any, tmp_path: Path) -> None:
-    (tmp_path / "upstream.json").write_text(json.dumps({"uri": s3.uri("nobody")}))
-    write(tmp_path, PART, "rows")
-    told = Pusher(tmp_path).close()
+    uri = s3.uri("nobody")
+    root = tmp_path / "sfumato" / "stores" / hashlib.sha256(uri.encode()).hexdigest()[:16]
+    write(root, "upstream.json", json.dumps({"uri": uri}))
+    write(root, PART, "rows")
+    told = Pusher(root).close()
     assert len(told) == 1
     assert "bucket" in told[0]
-    assert str(tmp_path) in told[0]
+    assert str(root) in told[0]
     with pytest.raises(StoreUnwritable):
-        push(tmp_path)
+        push(root)
 
 
 def test_a_store_of_its_own_is_left_alone(tmp_path: Path) -> None:
