@@ -40,6 +40,8 @@ history.py   what a run sends to MLflow, what waits to be sent, and all of it an
 past.py      the run history as a table, CSV or JSON
 count.py     a run in numbers: what is done, who does it where, when it will end
 live.py      these numbers kept in the store, for who looks from elsewhere
+watch.py     who works on an experiment now, once or until they have ended
+task_log.py  the log of one task, with how it ended, printed and followed
 progress.py  what the person sees meanwhile
 flags.py     what the flags of results mean, and their marks
 report.py    results as tables in the terminal

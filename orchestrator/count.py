@@ -79,7 +79,11 @@ class Snapshot:
 
     @classmethod
     def read(cls, plain: Mapping[str, Any]) -> "Snapshot":
-        """The other way; raises AttributeError, KeyError, TypeError or ValueError for no snapshot."""
+        """The other way.
+
+        Raises:
+            AttributeError, KeyError, TypeError, ValueError: it is no snapshot.
+        """
         if datetime.fromisoformat(plain["updated"]).utcoffset() is None or plain["pid"] + 0 < 1:
             raise ValueError("not when and where it was true")
         kinds = {kind: (int(n), int(of)) for kind, (n, of) in plain["kinds"].items()}

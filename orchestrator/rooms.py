@@ -12,27 +12,25 @@ class Room:
     Attributes:
         capacity: bytes; 0 where nobody knows, and then everything fits.
         workers: those in it.
-        needs: worker at work -> bytes its job is thought to need; 0 if nothing is known of it.
+        needs: worker at work -> bytes its job is thought to need: 0 if it is not of this memory
+            that it needs some, None for a worker's share if nothing is known of it.
         waiting: idle workers that take nothing until what runs here leaves room.
         claim: the job they wait for.
     """
 
     capacity: int
     workers: dict[str, None] = field(default_factory=dict)
-    needs: dict[str, int] = field(default_factory=dict)
+    needs: dict[str, int | None] = field(default_factory=dict)
     waiting: dict[str, None] = field(default_factory=dict)
     claim: str | None = None
 
-    def fits(self, need: int) -> bool:
-        """Whether a job fits in beside what runs; one alone always does.
-
-        One of which nothing is known is thought to need its share.
-        """
-        if not self.capacity or not self.needs:
+    def fits(self, need: int | None) -> bool:
+        """Whether a job fits in beside what runs; one alone always does."""
+        if not self.capacity or not self.needs or need == 0:
             return True
         share = self.share
-        used = sum(known or share for known in self.needs.values())
-        return used + (need or share) <= self.capacity
+        thought = [share if known is None else known for known in (*self.needs.values(), need)]
+        return sum(thought) <= self.capacity
 
     @property
     def share(self) -> int:

@@ -4,9 +4,9 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import dropwhile
 
 from cluster.base import Event, InputDamaged, TaskDone, TaskFailed, WorkerJoined, WorkerLost
+from orchestrator._paths import priorities, users_of
 from orchestrator.rooms import Room, Rooms
 
 __all__ = ["Job", "Run", "State"]
@@ -118,8 +118,8 @@ class State:
         """
         new = {key: job for key, job in jobs.items() if key not in self._inputs}
         inputs = {key: list(dict.fromkeys(job.inputs)) for key, job in new.items()}
-        users = _users(inputs, self._inputs)
-        priority = _priorities(new, inputs, users)
+        users = users_of(inputs, self._inputs)
+        priority = priorities({key: job.seconds for key, job in new.items()}, inputs, users)
         self._rank |= {key: len(self._rank) + i for i, key in enumerate(new)}
         self._inputs |= inputs
         self._seconds |= {key: job.seconds for key, job in new.items()}
@@ -372,7 +372,7 @@ class State:
         """The jobs that rooms waited for and that fit by now."""
         instructions = []
         for key, room in list(self._claims.items()):
-            if not room.fits(self.memory.get(key, 0)):
+            if not room.fits(self.memory.get(key)):
                 continue
             idle = self._idle[key in self._on_gpu]
             worker = next((worker for worker in room.workers if worker in idle), None)
@@ -388,9 +388,14 @@ class State:
         self._rooms[worker].needs[worker] = self._need(key, worker)
         return Run(worker, key)
 
-    def _need(self, key: str, worker: str) -> int:
-        """Bytes of the worker's room; what a job without a GPU needs is not of the GPU's."""
-        return self.memory.get(key, 0) if (key in self._on_gpu) == self._gpu[worker] else 0
+    def _need(self, key: str, worker: str) -> int | None:
+        """Bytes of the worker's room, None if nothing is known.
+
+        What a job without a GPU needs is not of the GPU's memory.
+        """
+        if (key in self._on_gpu) != self._gpu[worker]:
+            return 0
+        return self.memory.get(key)
 
     def _choose(self, on_gpu: bool, worker: str) -> str | None:
         """The first queued job, or a nearly equal one more of whose inputs the worker holds.
@@ -432,47 +437,3 @@ class State:
             held.move_to_end(key)
         while len(held) > _REMEMBERED:
             held.popitem(last=False)
-
-
-def _users(inputs: Mapping[str, list[str]], known: Collection[str]) -> dict[str, list[str]]:
-    """Who needs each job, and each of the jobs known before that somebody needs."""
-    users: dict[str, list[str]] = {key: [] for key in inputs}
-    for key, needs in inputs.items():
-        for needed in needs:
-            if needed not in users:
-                if needed not in known:
-                    raise ValueError(
-                        f"job {key!r} needs {needed!r}, which is not in the plan: add it"
-                    )
-                users[needed] = []
-            users[needed].append(key)
-    return users
-
-
-def _priorities(
-    jobs: Mapping[str, Job], inputs: Mapping[str, list[str]], users: Mapping[str, list[str]]
-) -> dict[str, float]:
-    """Expected seconds from the start of each job to the end of the longest path through it."""
-    left = {key: len(users[key]) for key in jobs}
-    longest = dict.fromkeys(jobs, 0.0)
-    ends = [key for key, count in left.items() if count == 0]
-    priority: dict[str, float] = {}
-    while ends:
-        key = ends.pop()
-        priority[key] = longest[key] + jobs[key].seconds
-        for needed in inputs[key]:
-            if needed not in jobs:
-                continue
-            longest[needed] = max(longest[needed], priority[key])
-            left[needed] -= 1
-            if left[needed] == 0:
-                ends.append(needed)
-    if len(priority) < len(jobs):
-        caught = next(key for key in jobs if key not in priority)
-        path: dict[str, None] = {}
-        while caught not in path:  # what was left over has a user that was left over too
-            path[caught] = None
-            caught = next(user for user in users[caught] if user not in priority)
-        circle = [*dropwhile(lambda key: key != caught, path), caught][::-1]
-        raise ValueError(f"these jobs need each other: {' needs '.join(map(repr, circle))}")
-    return priority

@@ -7,6 +7,7 @@ working.py     the local folder through which a store at an URI is worked on, ke
 tables.py      Parquet schemas, part files named by task key, views that join them
 queries.py     questions in SQL, answered by DuckDB: only reading, shut off from the world
 exports.py     answers as CSV, JSON or Parquet
+links.py       links that lead out of a store
 census.py      what lies in a store, whole or not, and how a piece of it is removed
 datasets.py    name -> arrays, class count and content hash
 splits.py      seeded, disjoint data roles of a dataset

@@ -11,7 +11,7 @@ from storage._disk import draft_name, write_whole, writing_to
 from storage._objects import Objects, Stat, each
 
 _INDEX, _LOCK = ".synced.json", ".synced.lock"
-_FOLDERS = ("tables", "experiments", "logs")
+_FOLDERS = ("tables", "experiments", "logs", "live")
 _JOURNAL = "optuna.journal"  # grows at its end, and has one writer at a time
 # What has arrived in the MLflow history, which is this folder's own.
 _OWN = "tracked.jsonl"

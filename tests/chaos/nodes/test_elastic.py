@@ -9,7 +9,7 @@ from tests.chaos.conftest import PATIENCE_S, Place
 from tests.chaos.nodes.clusters import Cluster, Drivers
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
-NUM_SEEDS = 10
+NUM_SEEDS = 24
 SOON_S = 20.0  # a worker imports torch there, on a machine that is busy
 
 

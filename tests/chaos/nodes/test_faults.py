@@ -21,7 +21,7 @@ from tests.chaos.nodes.storm import Served, Server, Storm
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 SHARE = float(os.environ.get("SFUMATO_CHAOS_SHARE", "1"))
 FAULTS = math.ceil(SHARE * 42)
-NUM_SEEDS = 10
+NUM_SEEDS = 24
 DISK_BYTES = 128 * 2**20
 EVERY_S = (0.5, 7.0)  # between faults
 
