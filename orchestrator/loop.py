@@ -90,6 +90,7 @@ class Loop:
         self.limits: dict[str, float] = {}
         self.tails: dict[str, bytes] = {}  # key -> the end of a log that only a lost node had
         self.max_attempts = options.max_attempts
+        self.kept: dict[str, None] = {}  # failed keys whose rows are written, in order
         self.unread: dict[str, int] = {}  # key -> times its fresh artifact could not be read
 
     def add(self, prepared: Prepared) -> None:
@@ -129,7 +130,9 @@ class Loop:
                     if isinstance(event, WorkerJoined) and not self.outcome.workers:
                         began = time.perf_counter()
                     if (known := self._hear(event)) is not None:
-                        self._submit(self.state.handle(known))
+                        instructions = self.state.handle(known)
+                        self._tell(known)
+                        self._submit(instructions)
             self._leave_nodes()
         except StoreUnwritable as error:  # the disk filled up under the tables
             self.outcome.stopped = str(error)
@@ -138,9 +141,8 @@ class Loop:
             self.outcome.failed = dict(self.state.failed)
             self.outcome.blocked = dict(self.state.blocked)
             self.executor.close()
-            self.live.end()
             self.store.drop_stale_drafts(older_than_s=STALE_S)  # of workers that were lost
-            self._keep_failures()
+            self._end()
 
     def _leave_nodes(self) -> None:
         """Have nodes that do not see the store remove what they kept for this run.
@@ -177,10 +179,8 @@ class Loop:
                 # No fault of the task, and every other would meet it: it waits for the next run.
                 self.outcome.stopped = error.partition(": ")[2]
                 return None
-            case TaskFailed(worker, key, error):
-                self.progress.failed(worker, self.tasks[key], error)
-                self.live.failed(worker, self.tasks[key])
             case InputDamaged(worker, _, damaged, reason):
+                self.live.count.stopped(worker)
                 # It is not there if another task found it damaged a moment ago.
                 if self.store.artifacts.set_aside(damaged, reason):
                     self.progress.note(f"artifact {damaged[:12]} is damaged ({reason}): set aside")
@@ -262,25 +262,48 @@ class Loop:
             )
         return self.away
 
-    def _keep_failures(self) -> None:
+    def _tell(self, event: Event) -> None:
+        """Tell, and keep, what the scheduler gave up after an event.
+
+        Raises:
+            StoreUnwritable: the disk is full, read-only or forbidden.
+        """
+        worker = "" if isinstance(event, WorkerJoined) else event.worker
+        for key in list(self.state.failed)[len(self.kept) :]:
+            self.progress.failed(worker, self.tasks[key], self.state.failed[key])
+            self.live.failed(worker, self.tasks[key])
+            self._keep_failure(key)
+        if isinstance(event, TaskFailed) and event.key not in self.state.failed:
+            self.live.count.stopped(worker)
+            share = self.state.memory.get(event.key, 0) / 2**30
+            self.progress.note(
+                f"{self.tasks[event.key].kind} {event.key[:12]} ran out of memory "
+                f"({event.error}); it runs again when {share:.1f} GiB are free for it"
+            )
+
+    def _end(self) -> None:
+        """Keep what could not be kept before, and be seen no more."""
         try:
-            self._write_failures()
+            for key in self.state.failed:
+                if key not in self.kept:
+                    self._keep_failure(key)
         except StoreUnwritable as error:
             self.outcome.stopped = self.outcome.stopped or str(error)
+        self.live.end()
 
-    def _write_failures(self) -> None:
-        for key, reason in self.state.failed.items():
-            task = self.tasks[key]
-            row = {
-                "key": key,
-                "kind": task.kind,
-                "name": task.name,
-                "error": reason,
-                "log_tail": self._log_tail(key),
-                "attempts": max(1, self.state.attempts.get(key, 0)),
-                "created_at": datetime.now(UTC),
-            }
-            self.store.tables.write("failures", key, [row])
+    def _keep_failure(self, key: str) -> None:
+        task = self.tasks[key]
+        row = {
+            "key": key,
+            "kind": task.kind,
+            "name": task.name,
+            "error": self.state.failed[key],
+            "log_tail": self._log_tail(key),
+            "attempts": max(1, self.state.attempts.get(key, 0)),
+            "created_at": datetime.now(UTC),
+        }
+        self.store.tables.write("failures", key, [row])
+        self.kept[key] = None
 
     def _log_tail(self, key: str) -> str:
         tail = self.tails.get(key) or read_log(self.store.root / "logs", key, _TAIL_BYTES)
