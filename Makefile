@@ -24,7 +24,7 @@ test: $(VENV)/.installed  ## everything but what is marked slow
 test-slow: $(VENV)/.installed  ## what takes minutes, but for the chaos
 	$(BIN)/python -m pytest -m slow --ignore=tests/chaos
 
-chaos: $(VENV)/.installed  ## kill -9 of drivers and workers at random moments, three quarters of an hour
+chaos: $(VENV)/.installed  ## all that can break breaks at random moments, an hour and a quarter
 	$(BIN)/python -m pytest tests/chaos -m slow -s
 
 lint: $(VENV)/.installed  ## the house checks alone

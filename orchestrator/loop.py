@@ -85,7 +85,7 @@ class Loop:
         )
         self.away: Site | None = None  # where workers are that do not see the store
         self.present: dict[str, WorkerJoined] = {}
-        self.blind: dict[str, str] = {}  # node that does not see the store -> a worker there
+        self.blind: dict[str, str] = {}  # room that does not see the store -> a worker there
         self.since: dict[str, float] = {}  # worker -> when its task began
         self.limits: dict[str, float] = {}
         self.tails: dict[str, bytes] = {}  # key -> the end of a log that only a lost node had
@@ -158,7 +158,7 @@ class Loop:
             case WorkerJoined(worker):
                 self.present[worker] = event
                 if not event.sees:
-                    self.blind[event.node] = worker  # perhaps lost, when the run ends
+                    self.blind[event.room] = worker  # perhaps lost, when the run ends
                 self.outcome.workers = max(self.outcome.workers, len(self.present))
                 self.progress.joined(worker, event.node, event.gpu)
                 self.live.count.joined(worker, event.node, event.gpu)

@@ -86,7 +86,7 @@ def leave(store: Path, num_blocks: int) -> Path:
 
 @pytest.mark.parametrize(
     ("place", "least"),
-    [("experiments", 0), ("artifacts", 3), ("tables", 8), ("artifacts", 20), ("tables", 40)],
+    [("experiments", 0), ("artifacts", 3), ("artifacts", 20), ("tables", 40)],
 )
 def test_a_store_that_fills_up(disk: Path, finished: Path, place: str, least: int) -> None:
     """Where it stops depends on the room there is: more, until it is as wanted."""

@@ -97,7 +97,8 @@ class Cluster:
         return {
             **os.environ,
             name: value,
-            "PYTHONPATH": str(HERE),  # the tasks of bad_tasks.py
+            # With the tasks of bad_tasks.py.
+            "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, [os.getenv("PYTHONPATH")])]),
             "RAY_TMPDIR": str(self.folder),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
