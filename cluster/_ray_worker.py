@@ -1,6 +1,7 @@
 """What runs on the nodes of a Ray cluster: workers, and stand-ins for what the driver's has."""
 
 import os
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -139,12 +140,22 @@ def on_node(node: str) -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
-def ask(node: str, call: Callable[..., T], *args: Any) -> T | None:
-    """What a call on a node returns; None if the node is gone or does not answer."""
+def ask(node: str, call: Callable[..., T], *args: Any) -> Callable[[], T | None]:
+    """Begin a call on a node; gives what waits for its result.
+
+    That is None if the node is gone or does not answer within seconds.
+    """
     task = ray.remote(_answer).options(num_cpus=0, max_retries=0, scheduling_strategy=on_node(node))
-    with suppress(RayError):
-        return cast(T, ray.get(task.remote(call, *args), timeout=_ASK_WAIT_S))
-    return None
+    ref, until = task.remote(call, *args), time.monotonic() + _ASK_WAIT_S
+
+    def answer() -> T | None:
+        if not ray.is_initialized():  # `get` would start one
+            return None
+        with suppress(RayError):
+            return cast(T, ray.get(ref, timeout=max(0.0, until - time.monotonic())))
+        return None
+
+    return answer
 
 
 def _answer(call: Callable[..., T], *args: Any) -> T:

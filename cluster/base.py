@@ -128,11 +128,12 @@ class Executor(Protocol):
         """A stand-in for an object of the driver's machine whose methods workers may call."""
         ...
 
-    def beside(self, worker: str, call: Callable[..., T], *args: Any) -> T | None:
-        """Run `call(*args)` on the machine of a worker, perhaps lost, but not in its process.
+    def beside(self, worker: str, call: Callable[..., T], *args: Any) -> Callable[[], T | None]:
+        """Begin `call(*args)` on the machine of a worker, perhaps lost, but not in its process.
 
         Returns:
-            What it returns, or None if that machine is gone or does not answer within seconds.
+            What waits for its result, to be called before `close`: that, or None if the machine
+            is gone or does not answer within seconds.
         """
         ...
 

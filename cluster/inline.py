@@ -76,9 +76,10 @@ class Inline:
         """The thing itself."""
         return thing
 
-    def beside(self, worker: str, call: Callable[..., T], *args: Any) -> T | None:
+    def beside(self, worker: str, call: Callable[..., T], *args: Any) -> Callable[[], T | None]:
         """Run `call(*args)`."""
-        return call(*args)
+        result = call(*args)
+        return lambda: result
 
     def close(self) -> None:
         """Forget events nobody asked for."""

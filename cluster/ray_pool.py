@@ -199,12 +199,12 @@ class RayPool:
         self._shared.append(actor)
         return stand_in
 
-    def beside(self, worker: str, call: Callable[..., T], *args: Any) -> T | None:
-        """Run `call(*args)` on the node where a worker is or was, in a process of its own."""
+    def beside(self, worker: str, call: Callable[..., T], *args: Any) -> Callable[[], T | None]:
+        """Begin `call(*args)` on the node where a worker is or was, in a process of its own."""
         slot = self._slots.get(worker)
         place = slot.place if slot is not None else None
         node = self._lost_at.get(worker) if place is None else place.node
-        return ask(node, call, *args) if node is not None else None
+        return ask(node, call, *args) if node is not None else lambda: None
 
     def close(self) -> None:
         """Kill the workers; stop Ray if `start` started it, disconnect if it connected."""

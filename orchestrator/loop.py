@@ -88,7 +88,7 @@ class Loop:
         self.blind: dict[str, str] = {}  # room that does not see the store -> a worker there
         self.since: dict[str, float] = {}  # worker -> when its task began
         self.limits: dict[str, float] = {}
-        self.tails: dict[str, bytes] = {}  # key -> the end of a log that only a lost node had
+        self.tails: dict[str, Callable[[], bytes | None]] = {}  # key -> its log's end, elsewhere
         self.max_attempts = options.max_attempts
         self.kept: dict[str, None] = {}  # failed keys whose rows are written, in order
         self.unread: dict[str, int] = {}  # key -> times its fresh artifact could not be read
@@ -149,8 +149,9 @@ class Loop:
 
         What an interrupted run leaves is removed by the next one there.
         """
-        for worker in self.blind.values():
-            self.executor.beside(worker, leave, self.run)
+        left = [self.executor.beside(worker, leave, self.run) for worker in self.blind.values()]
+        for answer in left:
+            answer()
 
     def _hear(self, event: Event) -> Event | None:
         """Record what an event tells; gives the event the scheduler should know, if any."""
@@ -195,8 +196,8 @@ class Loop:
             self.progress.note(f"worker {worker} lost ({reason}); it was idle")
             return
         if joined is not None and not joined.sees:
-            found = self.executor.beside(worker, tail, self.run, key, _TAIL_BYTES)
-            self.tails[key] = found or b""
+            # Awaited only if the task fails: a node that is gone takes seconds not to answer.
+            self.tails[key] = self.executor.beside(worker, tail, self.run, key, _TAIL_BYTES)
         self.progress.note(
             f"worker {worker} lost ({reason}) with {self.tasks[key].kind} "
             f"{self.tasks[key].name} {key[:12]}, which is tried again"
@@ -306,8 +307,10 @@ class Loop:
         self.kept[key] = None
 
     def _log_tail(self, key: str) -> str:
-        tail = self.tails.get(key) or read_log(self.store.root / "logs", key, _TAIL_BYTES)
-        return tail.decode(errors="replace")
+        asked = self.tails.get(key)
+        there = asked() if asked is not None else None
+        told = there or read_log(self.store.root / "logs", key, _TAIL_BYTES)
+        return told.decode(errors="replace")
 
     def _make_executor(self, expected_s: float) -> Executor:
         options = self.options

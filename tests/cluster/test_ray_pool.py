@@ -338,11 +338,11 @@ def test_what_is_shared_is_one_and_raises_what_it_raises(pool: RayPool) -> None:
 def test_a_call_beside_a_worker_and_one_that_was_lost(pool: RayPool) -> None:
     workers = workers_of(pool)
     worker, pid = next(iter(workers.items()))
-    assert pool.beside(worker, os.getpid) not in {None, os.getpid(), *workers.values()}
+    assert pool.beside(worker, os.getpid)() not in {None, os.getpid(), *workers.values()}
     os.kill(pid, signal.SIGKILL)
     gather(pool, 1, WorkerJoined)
-    assert pool.beside(worker, os.getcwd) is not None
-    assert pool.beside("w999", os.getcwd) is None
+    assert pool.beside(worker, os.getcwd)() is not None
+    assert pool.beside("w999", os.getcwd)() is None
 
 
 def test_a_worker_that_hangs_is_dropped(pool: RayPool, await_gone: AwaitGone) -> None:
