@@ -296,8 +296,14 @@ def find_store(given: Path) -> Path:
     else:
         root = _local(given)
     from storage.census import obstacle
+    from storage.links import stray
 
     try:
+        if link := stray(root):
+            refuse(
+                f"--store {given}: {link} is a link that leads out of the store; put what it "
+                "leads to in its place, or link the whole store"
+            )
         for folder in (root, *root.parents):
             if folder.exists() and not folder.is_dir():
                 refuse(f"--store {given}: {folder} is a file; name a folder")
@@ -314,18 +320,7 @@ def find_store(given: Path) -> Path:
 def _local(given: Path) -> Path:
     if not str(given).isprintable():
         refuse(f"--store {str(given)!r} holds characters that cannot be printed; name it otherwise")
-    from storage.links import stray
-
-    root = given.absolute()
-    try:
-        if link := stray(root):
-            refuse(
-                f"--store {given}: {link} is a link that leads out of the store; put what it "
-                "leads to in its place, or link the whole store"
-            )
-    except OSError as error:
-        refuse(f"--store {given}: {error.strerror}; name another folder")
-    return root
+    return given.absolute()
 
 
 def find_made_store(given: Path) -> Path:
