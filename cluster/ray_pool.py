@@ -98,6 +98,7 @@ class RayPool:
         self._start_timeout_s = start_timeout_s
         self._slots: dict[str, _Slot] = {}
         self._lost_at: dict[str, str] = {}  # worker -> node
+        self._names: dict[str, str] = {}  # node -> what people call it
         self._dropped: list[WorkerLost] = []
         self._shared: list[Any] = []
         self._num_named = self._num_wanted = self._losses = 0
@@ -302,11 +303,13 @@ class RayPool:
         )
 
     def _called(self, place: Place | None) -> str:
-        """A node for people: its address, and the beginning of its id where several have that."""
+        """A node for people: its address, with the beginning of its id if another has that."""
         if place is None:
             return "?"
-        alike = {s.place.node for s in self._slots.values() if s.place and s.place.ip == place.ip}
-        return place.ip if len(alike) < 2 else f"{place.ip}/{place.node[:6]}"
+        if place.node not in self._names:
+            taken = place.ip in self._names.values()
+            self._names[place.node] = f"{place.ip}/{place.node[:6]}" if taken else place.ip
+        return self._names[place.node]
 
     def _lose(self, slot: _Slot, error: RayError) -> WorkerLost:
         reason = lost_line(error)
