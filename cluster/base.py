@@ -13,6 +13,7 @@ __all__ = [
     "TaskFailed",
     "WorkerJoined",
     "WorkerLost",
+    "check_address",
 ]
 
 T = TypeVar("T")
@@ -92,6 +93,22 @@ class ClusterUnreachable(RuntimeError):
     """No worker could be started; the message says what to do."""
 
 
+def check_address(address: str) -> None:
+    """Refuse what can be no address of a running cluster; asks nobody.
+
+    Raises:
+        ClusterUnreachable: with what would be right.
+    """
+    if "://" in address:
+        raise ClusterUnreachable(
+            f"{address!r} is no address for `run`: give the head's host:port (often :6379) from a "
+            "machine of the cluster, or send the experiment there with `sfumato submit --address`"
+        )
+    host, colon, port = address.rpartition(":")
+    if address != "auto" and not (colon and host and port.isdigit()):
+        raise ClusterUnreachable(f"{address!r} is not host:port, as in '10.0.0.5:6379', nor 'auto'")
+
+
 class Executor(Protocol):
     """Runs callables on workers and reports what happens to them.
 
@@ -120,8 +137,14 @@ class Executor(Protocol):
         """What happened since the last call; waits up to `timeout_s` for the first event."""
         ...
 
-    def drop(self, worker: str, reason: str) -> None:
-        """Put out a worker that hangs; it is reported lost, and another takes its place."""
+    def drop(self, worker: str, reason: str, *, node: bool = False) -> None:
+        """Put out a worker that hangs; it is reported lost, and another takes its place.
+
+        Args:
+            worker: its name; nothing happens if it is unknown.
+            reason: what the event says.
+            node: its node is at fault: no worker is to be there any more.
+        """
         ...
 
     def share(self, thing: T) -> T:

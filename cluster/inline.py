@@ -69,7 +69,7 @@ class Inline:
         happened, self._events = self._events, []
         return happened
 
-    def drop(self, worker: str, reason: str) -> None:
+    def drop(self, worker: str, reason: str, *, node: bool = False) -> None:
         """Never needed: what runs here ends before anybody can ask."""
 
     def share(self, thing: T) -> T:

@@ -32,6 +32,10 @@ __all__ = ["KINDS", "render"]
 
 KINDS = ("ray-up", "kuberay", "slurm")
 
+_CREDENTIALS = (
+    "# Every node needs what the store's server asks for: AWS_ACCESS_KEY_ID and\n"
+    "# AWS_SECRET_ACCESS_KEY in its environment, or a role of the machine.\n"
+)
 _TEMPLATES = Path(__file__).parent / "templates"
 _SHELL_BEGINS = "# -- what follows is the same for everyone"
 
@@ -83,6 +87,8 @@ def _ray_up(wanted: Wanted) -> str:
                 tree["docker"]["run_options"].append(_Quoted(f"-v {mount}"))
     tree["setup_commands"] += [_Quoted(command) for command in wanted.setup]
     command = ["sfumato", "run", "--address", "auto", *run_options(wanted, store, least, most)]
+    if "://" in store:
+        title += _CREDENTIALS
     title += f"# COMMAND is {shlex.quote('RAY_AUTH_MODE=token ' + shlex.join(command))}\n"
     return title + _dump(tree)
 
@@ -166,11 +172,18 @@ def _kuberay(wanted: Wanted) -> str:
     for pod in (ray["headGroupSpec"]["template"]["spec"], group["template"]["spec"]):
         [container] = pod["containers"]
         container["image"] = _Quoted(wanted.image)
+        if wanted.env_secret is not None:
+            match("--env-secret", wanted.env_secret, OBJECT)
+            container["envFrom"] = [{"secretRef": {"name": _Quoted(wanted.env_secret)}}]
         if "://" in store:
             del pod["volumes"], container["volumeMounts"]
         else:
             container["volumeMounts"][0]["mountPath"] = _Quoted(store)
             pod["volumes"][0]["persistentVolumeClaim"]["claimName"] = _Quoted(claim)
+    if "://" not in store and wanted.claim is None:
+        title += f"# The store is on the persistent volume claim {claim}; --claim names another.\n"
+    elif "://" in store and wanted.env_secret is None:
+        title += _CREDENTIALS + "#   --env-secret NAME takes it from a secret of Kubernetes.\n"
     return title + _dump(tree)
 
 

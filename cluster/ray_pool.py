@@ -100,6 +100,7 @@ class RayPool:
         self._lost_at: dict[str, str] = {}  # worker -> node
         self._names: dict[str, str] = {}  # node -> what people call it
         self._dropped: list[WorkerLost] = []
+        self._unfit: dict[str, str] = {}  # node -> why no worker is to be there
         self._shared: list[Any] = []
         self._num_named = self._num_wanted = self._losses = 0
         self._looked = 0.0
@@ -137,9 +138,11 @@ class RayPool:
 
         Raises:
             ValueError: if the worker is unknown or not idle. A worker whose loss has not been
-                collected from `events` yet still counts as idle.
+                collected from `events` yet still counts as idle; nothing is run there.
         """
         slot = self._slots.get(worker)
+        if slot is None and any(lost.worker == worker for lost in self._dropped):
+            return
         if slot is None or slot.doing != "idle":
             idle = [s.name for s in self._slots.values() if s.doing == "idle"]
             raise ValueError(f"worker {worker!r} is not idle; idle workers: {idle}")
@@ -167,7 +170,8 @@ class RayPool:
                 refs = list(slots)
                 if ray.wait(refs, num_returns=1, timeout=wait_s)[0]:
                     for ref in ray.wait(refs, num_returns=len(refs), timeout=0)[0]:
-                        happened += self._collect(slots[ref])
+                        if slots[ref].name in self._slots:  # not dropped a moment ago
+                            happened += self._collect(slots[ref])
             else:
                 time.sleep(wait_s)
             if happened or time.monotonic() >= until:
@@ -187,11 +191,23 @@ class RayPool:
         """How many workers wait for a place in the cluster: its demand for more nodes."""
         return sum(slot.doing == "placing" for slot in self._slots.values())
 
-    def drop(self, worker: str, reason: str) -> None:
-        """Kill a worker; the next `events` reports it lost. Nothing if it is unknown."""
-        if (slot := self._slots.get(worker)) is not None:
-            self._replace(slot)
-            self._dropped.append(WorkerLost(worker, reason))
+    def drop(self, worker: str, reason: str, *, node: bool = False) -> None:
+        """Kill a worker; the next `events` reports it lost. Nothing if it is unknown.
+
+        With `node` its node gets no other: the workers there are killed too, and one that comes to
+        be placed there is given up.
+        """
+        slot = self._slots.get(worker)
+        if slot is None:
+            return
+        also = [slot]
+        if node and slot.place is not None:
+            at = slot.place.node
+            self._unfit[at] = reason
+            also = [s for s in self._slots.values() if s.place is not None and s.place.node == at]
+        for other in also:
+            self._replace(other, again=not node)
+            self._dropped.append(WorkerLost(other.name, reason))
 
     def share(self, thing: T) -> T:
         """A stand-in whose method calls reach a copy of `thing` on this machine."""
@@ -261,6 +277,9 @@ class RayPool:
                 slot.doing = "idle"
                 text = re.sub(r"\x1b\[\d+m", "", str(error))  # Ray colours its tracebacks
                 return [TaskFailed(slot.name, slot.key, task_line(error), text)]
+            if self._joined and slot.place is not None:  # others work: this node is at fault
+                self.drop(slot.name, task_line(error), node=True)
+                return []
             raise ClusterUnreachable(
                 f"worker {slot.name} on node {self._called(slot.place)} could not be set up: "
                 f"{task_line(error)}"
@@ -271,6 +290,9 @@ class RayPool:
             slot.doing = "idle"
             line = f"{type(error).__name__}: {error} (while reading the result in the driver)"
             return [TaskFailed(slot.name, slot.key, line, traceback.format_exc())]
+        if doing == "placing" and answer.node in self._unfit:
+            self._replace(slot, again=False)
+            return []
         if doing == "placing":
             taken = {s.core for s in self._slots.values() if s.place and s.place.ip == answer.ip}
             slot.core = next(i for i in range(len(taken) + 1) if i not in taken)
@@ -279,7 +301,8 @@ class RayPool:
             slot.ref = slot.actor.prepare.remote(core, self._visible, self._setup)
             return []
         if doing == "preparing":
-            slot.doing, slot.pinged, self._joined = "idle", time.monotonic(), True
+            slot.doing, slot.pinged = "idle", time.monotonic()
+            self._joined |= slot.gpus == self._gpus  # of those that were asked for
             self._losses = 0
             return [self._joining(slot, answer)]
         if doing == "running":
@@ -328,13 +351,16 @@ class RayPool:
             )
         return WorkerLost(slot.name, reason, out_of_memory=no_memory(error))
 
-    def _replace(self, slot: _Slot) -> None:
+    def _replace(self, slot: _Slot, *, again: bool = True) -> None:
         # An unavailable actor may still be computing; a lost worker must never come back.
         kill(slot.actor)
         del self._slots[slot.name]
         if slot.place is not None:
             self._lost_at[slot.name] = slot.place.node
-        self._add(slot.gpus)
+        if again:
+            self._add(slot.gpus)
+        elif not self._slots:
+            self._unreported = "no node is left to work on: " + "; ".join(self._unfit.values())
 
     # -- the cluster --------------------------------------------------------------------------
 
@@ -344,7 +370,8 @@ class RayPool:
             return
         self._looked = time.monotonic()
         fits, beside = self._capacity()
-        if must and not (fits or self._workers):
+        local = self._address is None
+        if must and not fits and (self._workers is None or (local and self._gpus)):
             raise ClusterUnreachable(
                 f"the cluster has no room for a worker of {self._portion()}: it has "
                 f"{resources(ray.cluster_resources())}. Ask for less, or use other nodes."
@@ -362,7 +389,8 @@ class RayPool:
         """How many workers the cluster holds, counted node by node, and how many cores are left."""
         num = left = 0
         for node in ray.nodes():
-            has = node["Resources"] if node["Alive"] else {}
+            fit = node["Alive"] and node["NodeID"] not in self._unfit
+            has = node["Resources"] if fit else {}
             cores = int(has.get("CPU", 0))
             if self._gpus:
                 # A share lies on one device: of 0.4, two fit, not two and a half.

@@ -18,7 +18,7 @@ from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 
-from cluster.base import ClusterUnreachable
+from cluster.base import ClusterUnreachable, check_address
 
 __all__ = ["ONE_THREAD", "join", "own_sigterm", "start_local"]
 
@@ -160,17 +160,9 @@ def _probe(address: str, timeout_s: float) -> None:
     Raises:
         ClusterUnreachable: naming the address, why, and the remedy.
     """
-    if "://" in address:
-        raise ClusterUnreachable(
-            f"{address!r} is no address for `run`: give the head's host:port (often :6379) from a "
-            "machine of the cluster, or send the experiment there with `sfumato submit --address`"
-        )
+    check_address(address)
     if address != "auto":
-        host, colon, port = address.rpartition(":")
-        if not colon or not host or not port.isdigit():
-            raise ClusterUnreachable(
-                f"{address!r} is not host:port, as in '10.0.0.5:6379', nor 'auto'"
-            )
+        host, _, port = address.rpartition(":")
         if host in ("localhost", "127.0.0.1", "::1"):
             host = ray.util.get_node_ip_address()  # what ray.init makes of it
         try:

@@ -46,6 +46,7 @@ class Wanted:
         hosts: of provider local: the head's address, then the others'.
         claim: persistent volume claim that is mounted at `store`.
         secret: Kubernetes secret with the key auth_token; default: KubeRay makes one.
+        env_secret: Kubernetes secret whose keys are in the environment of every pod.
     """
 
     experiment: str = "quickstart"
@@ -69,6 +70,7 @@ class Wanted:
     ssh_key: str | None = None
     claim: str | None = None
     secret: str | None = None
+    env_secret: str | None = None
     partition: str | None = None
     account: str | None = None
     time: str | None = None
@@ -175,7 +177,8 @@ def elastic(workers: tuple[int, int]) -> tuple[int, int]:
 def mounted(store: str | None, what: str) -> str:
     """A store that every node sees: an absolute path or an URI."""
     if store is None or not (store.startswith("/") or re.match(r"[a-z][a-z0-9]*://.", store)):
-        raise ValueError(f"--store {store or ''!r}: give the absolute path of {what}, or an URI")
+        given = f"--store {store!r}" if store else "--store is missing"
+        raise ValueError(f"{given}: give the absolute path of {what}, or an URI")
     return store
 
 

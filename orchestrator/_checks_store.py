@@ -22,7 +22,9 @@ _RUNS = "SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'"  # not thos
 
 
 def _writable(place: Place) -> Iterator[Finding]:
+    from storage.artifacts import StoreUnwritable
     from storage.census import is_store
+    from storage.working import upstream_of
 
     store = place.store
     if not store.exists():
@@ -43,7 +45,17 @@ def _writable(place: Place) -> Iterator[Finding]:
         remedy = "permit writing there, or name another with --store; reading still works"
         yield Finding("store", "FAIL", found, remedy)
         return
-    if is_store(store):
+    upstream = upstream_of(store)
+    if upstream is not None:
+        name = f".doctor-{uuid.uuid4().hex}"
+        try:
+            upstream.objects.write(name, b"written by sfumato doctor")
+            upstream.objects.remove(name)
+        except StoreUnwritable as error:
+            yield Finding("store", "FAIL", f"{upstream.uri}: {error}", "reading may still work")
+            return
+        yield Finding("store", "ok", f"{upstream.uri}, writable, through {store}")
+    elif is_store(store):
         yield Finding("store", "ok", f"{store}, writable")
     elif any(store.iterdir()):
         found = f"{store} is no store: it holds other things, and nothing of a store"
@@ -87,7 +99,9 @@ def _artifacts(place: Place) -> Iterator[Finding]:
         return
     artifacts = Artifacts(place.store / "artifacts")
     held = list(pieces(place.store, _DRAFT_AGE_S))
-    keys = [piece.key for piece in held if piece.what == "artifact"]
+    all_keys = [piece.key for piece in held if piece.what == "artifact"]
+    # Of a store at an URI this machine has what it needed; the others are checked when fetched.
+    keys = [key for key in all_keys if artifacts.state(key) != "absent"]
     faults: dict[str, str] = {}
     for number, key in enumerate(keys):
         if place.deep and number % _EVERY == 0:
@@ -101,8 +115,11 @@ def _artifacts(place: Place) -> Iterator[Finding]:
             if place.deep:
                 artifacts.set_aside(key, str(damage))
     nbytes = sum(piece.nbytes for piece in held if piece.what == "artifact")
+    away = (
+        f", {len(all_keys) - len(keys)} more at the URI only" if len(all_keys) > len(keys) else ""
+    )
     how = "every checksum right" if place.deep else "sizes right, contents not read (--deep does)"
-    whole = f"{len(keys) - len(faults)} artifacts whole, {size(nbytes)}, {how}"
+    whole = f"{len(keys) - len(faults)} artifacts whole{away}, {size(nbytes)}, {how}"
     if faults:
         key, fault = next(iter(faults.items()))
         then = f"set aside; {_AGAIN}" if place.deep else _AGAIN

@@ -102,7 +102,7 @@ TaskLimit = Annotated[
         metavar="S",
         min=0,
         help="Seconds after which a task counts as hung and is tried on another worker, 0 for "
-        "never; default: 20 times what alike ones took, and at least an hour.",
+        "never; default: 20 times what alike ones took, and at least a day.",
     ),
 ]
 Inline = Annotated[bool, typer.Option("--inline", help="One process, no Ray; breakpoints work.")]
@@ -134,6 +134,10 @@ class Where:
     def __post_init__(self) -> None:
         if self.inline and (self.workers or self.address or self.gpus_per_worker):
             refuse("--inline runs in this process; drop --workers, --address, --gpus-per-worker")
+        if self.address is not None:
+            from cluster.base import check_address
+
+            check_address(self.address)
         if self.inline and self.task_limit_s:
             refuse("--inline runs in this process, which cannot stop a task; drop --task-limit")
         if self.cpu_workers is not None and not self.gpus_per_worker:
@@ -169,6 +173,8 @@ class Errors:
 
 def stop(signum: int, frame: FrameType | None) -> NoReturn:
     """What a signal does that asks a command to end."""
+    if Errors.begun and not Errors.stopped:  # winding up takes some seconds
+        os.write(2, b"\nstopping\n")
     Errors.stopped = True
     # In the middle of an import some extensions abort, and some packages make other errors of it.
     if not Errors.begun and _importing(frame):
@@ -387,6 +393,9 @@ def make_options(
     journal: Path | None,
 ) -> "Options":
     """How to run, from what was typed."""
+    # Ray reads the mode once, when it is imported, and does not infer it from a token.
+    if where.address and {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     from orchestrator.outcome import Options
 
     return Options(

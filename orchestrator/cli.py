@@ -223,7 +223,8 @@ def _print_end(
     elif not outcome.failed and not outcome.stopped:
         console.print(f"nothing to run: all {outcome.cached} tasks were in the store")
     for warning in outcome.warnings:
-        say(f"warning: {warning}")
+        if warning not in (outcome.stopped or ""):
+            say(f"warning: {warning}")
     if outcome.stopped:
         say(f"stopped: {outcome.stopped}")
     if outcome.failed:
@@ -244,8 +245,13 @@ def _print_end(
     hints = {
         "sfumato list defenses": "what else can stand in an experiment",
         f"sfumato run {name}{at} --set 'seeds=[0,1,2,3,4]'": "more seeds; only what is new runs",
-        f"mlflow ui --backend-store-uri {mlflow}": "browse the history",
+        f"sfumato ui{at}": "browse the history",
     }
+    if outcome.stopped or outcome.failed:
+        hints = {
+            "the same command": "goes on where this stopped",
+            f"sfumato status {name}{at}": "what is missing",
+        }
     for i, (command, what) in enumerate(hints.items()):
         line = Text("next:    " if i == 0 else " " * 9)
         console.print(line.append(command, style="bold").append(f"  {what}"), soft_wrap=True)

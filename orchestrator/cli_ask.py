@@ -23,6 +23,7 @@ from orchestrator._console import (
     find_tracking,
     load,
     make_console,
+    option,
     refuse,
     say,
 )
@@ -253,7 +254,7 @@ def history(
         if anew or uri is None:
             find_made_store(store)
         shown = [word.strip() for word in columns.split(",")] if columns else []
-        at = "" if store == DEFAULT_STORE else f" --store {store}"
+        at = option(store)
         at += f" --tracking-uri {masked(uri)}" if uri else ""
         try:
             check_columns(shown)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator._console import Debug, Errors, add, refuse
+from orchestrator._console import Debug, Errors, add, refuse, say
 
 __all__ = ["cluster_app"]
 
@@ -17,7 +17,7 @@ cluster_app = typer.Typer(
 
 _FOR = {  # the options that only some kinds have
     **dict.fromkeys(("partition", "account", "time"), ("slurm",)),
-    **dict.fromkeys(("claim", "secret"), ("kuberay",)),
+    **dict.fromkeys(("claim", "secret", "env_secret"), ("kuberay",)),
     **dict.fromkeys(("provider", "region", "instance", "head_instance"), ("ray-up",)),
     **dict.fromkeys(("hosts", "ssh_user", "ssh_key"), ("ray-up",)),
     "idle_minutes": ("ray-up", "kuberay"),
@@ -88,6 +88,10 @@ def template(
     secret: Annotated[
         str | None, _text("--secret", "NAME", "kuberay: secret with the key auth_token.")
     ] = None,
+    env_secret: Annotated[
+        str | None,
+        _text("--env-secret", "NAME", "kuberay: secret with credentials, as AWS_ACCESS_KEY_ID."),
+    ] = None,
     partition: Annotated[
         str | None, _text("--partition", "NAME", "slurm: where the job runs.")
     ] = None,
@@ -124,6 +128,7 @@ def template(
             "time": time,
             "claim": claim,
             "secret": secret,
+            "env_secret": env_secret,
             "provider": provider,
             "region": region,
             "instance": instance,
@@ -156,7 +161,11 @@ def template(
         if out is None:
             typer.echo(text, nl=False)
         else:
-            out.write_text(text, encoding="utf-8")
+            try:
+                out.write_text(text, encoding="utf-8")
+            except OSError as error:
+                refuse(f"--out {out}: {error.strerror}; name a file in a folder that is there")
+            say(f"written to {out}; the comment at its top says what to do with it")
 
 
 add(cluster_app, template, "template")

@@ -27,13 +27,13 @@ class Costs:
         known = (self._seen[like][0] for like in _likes(task) if like in self._seen)
         return next(known, task.SECONDS)
 
-    def measured(self, task: Task) -> bool:
-        """Whether any alike task has run in this store."""
-        return any(like in self._seen for like in _likes(task))
-
     def memory(self, task: Task, *, gpu: bool) -> int:
-        """The most bytes that alike tasks needed, of the GPU's or the node's; 0 if unknown."""
-        known = (self._seen[like][1 + gpu] for like in _likes(task) if like in self._seen)
+        """The most bytes that alike tasks needed, of the GPU's or the node's; 0 if unknown.
+
+        Those of one kind only are not alike in this: the largest of them says nothing of a small.
+        """
+        near = [like for like in _likes(task) if len(like) > 1 and like in self._seen]
+        known = (self._seen[like][1 + gpu] for like in near)
         return next((int(most) for most in known if most), 0) or task.MEMORY
 
     @cached_property

@@ -134,7 +134,7 @@ class Count:
         self._running: dict[str, tuple[Task, float]] = {}
         self._desks: dict[str, Desk] = {}
         self._began = self._looked = time.monotonic()
-        self._worked_s = self._there_s = 0.0
+        self._worked_s = self._there_s = 0.0  # in tasks that have ended; of all workers
         self._places: Places | None = None
 
     def add(self, prepared: Prepared) -> None:
@@ -186,7 +186,9 @@ class Count:
         """Note an end; `seconds` is None for a failure."""
         with self._lock:
             self._account()
-            self._running.pop(worker, None)
+            now = time.monotonic()
+            _, since = self._running.pop(worker, (task, now))
+            self._worked_s += now - since if seconds is None else seconds
             self._open_again(task)
             like = _like(task)
             self._open[like] -= 1
@@ -240,7 +242,7 @@ class Count:
                     sorted(desks.values(), key=lambda d: (d.node, len(d.worker), d.worker))
                 ),
                 pending=self.pending,
-                utilisation=self._worked_s / self._there_s if self._there_s else 0.0,
+                utilisation=self._utilisation(now),
                 gone_s=now - self._began,
                 left_s=self.left_s,
             )
@@ -266,12 +268,19 @@ class Count:
         measured, total = self._measured.get(like, (0, 0.0))
         return total / measured if measured else self._expected.get(like, 0.0)
 
+    def _utilisation(self, now: float) -> float:
+        """The workers' time in tasks, of their time; results on their way are no work."""
+        if not self._there_s:
+            return 0.0
+        running = self._running.keys() & self._desks.keys()
+        going_s = sum(now - self._running[worker][1] for worker in running)
+        return min(1.0, (self._worked_s + going_s) / self._there_s)
+
     def _account(self) -> None:
         """Add up the time that workers were there, and that they worked."""
         now = time.monotonic()
         gone, self._looked = now - self._looked, now
         self._there_s += gone * len(self._desks)
-        self._worked_s += gone * len(self._running.keys() & self._desks.keys())
 
 
 def _like(task: Task) -> _Like:

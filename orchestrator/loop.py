@@ -22,7 +22,7 @@ from orchestrator.live import Live
 from orchestrator.outcome import Options, Outcome, Progress
 from orchestrator.resume import Prepared, Store, record
 from orchestrator.state import Job, Run, State
-from storage.artifacts import ArtifactDamaged, ArtifactMissing, StoreUnwritable
+from storage.artifacts import ArtifactDamaged, ArtifactMissing, StoreUnwritable, write_whole
 from tasks.base import Task
 from tasks.logs import read_log
 from tasks.shelf import Shelf
@@ -33,9 +33,9 @@ __all__ = ["STALE_S", "Loop"]
 INLINE_BELOW_S = 8.0  # starting Ray costs about 4 s; below this one process is done sooner
 _POLL_S = 0.5
 _TAIL_BYTES = 4096  # of a failed task's log, that its row keeps
-# A task hangs after so many times what alike ones took, and never sooner than after an hour; one
-# of which nothing is known yet, after a day.
-_PATIENCE, _LEAST_LIMIT_S, _UNKNOWN_LIMIT_S = 20.0, 3600.0, 86_400.0
+# A task hangs after so many times what alike ones took, and never sooner than after a day: alike
+# are tasks of one name, whatever their settings.
+_PATIENCE, _LEAST_LIMIT_S = 20.0, 86_400.0
 STALE_S = 86_400.0  # a draft of another machine this old was left by a process that was killed
 
 
@@ -83,7 +83,8 @@ class Loop:
             capture=on_ray,
             upstream=store.upstream,
         )
-        self.away: Site | None = None  # where workers are that do not see the store
+        self.sites: dict[bool, Site] = {}  # whether a worker sees the store -> where it is
+        self.stand_in: Shelf | None = None
         self.present: dict[str, WorkerJoined] = {}
         self.blind: dict[str, str] = {}  # room that does not see the store -> a worker there
         self.since: dict[str, float] = {}  # worker -> when its task began
@@ -125,14 +126,15 @@ class Loop:
             while self.outcome.stopped is None and (more() or not self.state.finished):
                 self.progress.tick(self.executor.pending)
                 self.live.tick(self.executor.pending)
-                self._drop_hung()
-                for event in self.executor.events(_POLL_S):
+                # Those lost idle first: nothing must be given to them.
+                for event in sorted(self.executor.events(_POLL_S), key=self._is_late):
                     if isinstance(event, WorkerJoined) and not self.outcome.workers:
                         began = time.perf_counter()
                     if (known := self._hear(event)) is not None:
                         instructions = self.state.handle(known)
                         self._tell(known)
                         self._submit(instructions)
+                self._drop_hung()  # after the events: this process may have been the one that hung
             self._leave_nodes()
         except StoreUnwritable as error:  # the disk filled up under the tables
             self.outcome.stopped = str(error)
@@ -143,6 +145,9 @@ class Loop:
             self.executor.close()
             self.store.drop_stale_drafts(older_than_s=STALE_S)  # of workers that were lost
             self._end()
+
+    def _is_late(self, event: Event) -> bool:
+        return not (isinstance(event, WorkerLost) and event.worker not in self.state.running)
 
     def _leave_nodes(self) -> None:
         """Have nodes that do not see the store remove what they kept for this run.
@@ -176,9 +181,12 @@ class Loop:
                 self.outcome.ran += 1
                 self.progress.finished(worker, self.tasks[key], seconds)
                 self.live.count.ended(worker, self.tasks[key], seconds)
-            case TaskFailed(_, _, error) if error.startswith("StoreUnwritable"):
-                # No fault of the task, and every other would meet it: it waits for the next run.
-                self.outcome.stopped = error.partition(": ")[2]
+            case TaskFailed(worker, _, error) if error.startswith("StoreUnwritable"):
+                # No fault of the task, and every other would meet it.
+                if not self.present[worker].sees and self._store_takes():
+                    self.executor.drop(worker, error, node=True)
+                else:
+                    self.outcome.stopped = error.partition(": ")[2]
                 return None
             case InputDamaged(worker, _, damaged, reason):
                 self.live.count.stopped(worker)
@@ -186,6 +194,18 @@ class Loop:
                 if self.store.artifacts.set_aside(damaged, reason):
                     self.progress.note(f"artifact {damaged[:12]} is damaged ({reason}): set aside")
         return event
+
+    def _store_takes(self) -> bool:
+        """Whether the store can be written to from here: else no node could."""
+        try:
+            trial = self.live.path.with_suffix(".trial")
+            write_whole(trial, "")
+            trial.unlink()
+            if self.store.upstream is not None:
+                self.store.upstream.objects.check()
+        except StoreUnwritable:
+            return False
+        return True
 
     def _lost(self, worker: str, reason: str) -> None:
         joined, key = self.present.pop(worker, None), self.state.running.get(worker)
@@ -207,8 +227,6 @@ class Loop:
         """Seconds after which a task hangs."""
         if self.options.task_limit_s is not None:
             return self.options.task_limit_s or math.inf
-        if not prepared.costs.measured(task):
-            return _UNKNOWN_LIMIT_S
         return max(_LEAST_LIMIT_S, _PATIENCE * prepared.seconds[task.key])
 
     def _drop_hung(self) -> None:
@@ -238,30 +256,37 @@ class Loop:
 
     def _start(self, worker: str, key: str) -> None:
         task, at = self.tasks[key], self.present[worker]
-        site = self.site if at.sees else self._away()
+        site = self._site(at.sees)
         if at.gpu and task.GPU:
             site = replace(site, device="cuda")
         self.since[worker] = time.monotonic()
+        self.tails.pop(key, None)  # of an earlier attempt
         self.executor.submit(worker, key, execute, task, site, worker)
 
-    def _away(self) -> Site:
-        """Where a worker is that does not see the store: what it needs comes through Ray."""
-        if self.away is None:
+    def _site(self, sees: bool) -> Site:
+        """Where a worker is: what it does not see comes through Ray."""
+        if sees not in self.sites:
             here = self.site
-            assert here.artifacts is not None, "the driver sees its store"
-            assert here.logs is not None, "the driver sees its store"
-            shelf = Shelf(here.artifacts, here.logs, here.data_dir, here.journal)
-            stand_in = self.executor.share(shelf)
-            self.away = replace(
-                here,
-                artifacts=None,
-                logs=None,
-                journal=None,
-                upstream=here.upstream or stand_in,
-                shelf=stand_in,
-                run=self.run,
-            )
-        return self.away
+            if sees and self.options.address is None:
+                self.sites[sees] = here  # this very machine
+                return here
+            if self.stand_in is None:
+                logs = self.store.root / "logs"
+                artifacts = self.store.root / "artifacts"
+                shelf = Shelf(artifacts, logs, here.data_dir, here.journal)
+                self.stand_in = self.executor.share(shelf)
+            data = self.stand_in
+            self.sites[sees] = replace(here, data=data, run=self.run)
+            if not sees:
+                self.sites[sees] = replace(
+                    self.sites[sees],
+                    artifacts=None,
+                    logs=None,
+                    journal=None,
+                    upstream=here.upstream or data,
+                    shelf=data,
+                )
+        return self.sites[sees]
 
     def _tell(self, event: Event) -> None:
         """Tell, and keep, what the scheduler gave up after an event.
@@ -314,7 +339,8 @@ class Loop:
 
     def _make_executor(self, expected_s: float) -> Executor:
         options = self.options
-        little = expected_s < INLINE_BELOW_S and options.executor == "auto"
+        asked = options.task_limit_s or options.gpus_per_worker  # what this process has not
+        little = expected_s < INLINE_BELOW_S and options.executor == "auto" and not asked
         if options.executor == "inline" or (little and not options.address and not options.workers):
             return Inline(setup=prepare)
         from cluster.ray_pool import RayPool

@@ -18,6 +18,7 @@ from orchestrator.task_log import command
 __all__ = ["print_results"]
 
 _MOST_LOGS = 8
+_MOST_WAITING = 5  # cells told one by one
 _CELLS = {"utility": "utility", "worst": "worst of the attacks", "check": "checks of the split"}
 # What may be said once under a table, if it is so in every cell of it.
 _MILD = {"i5", "i6", "i7"}
@@ -269,6 +270,10 @@ def _print_null(console: Console, headlines: Mapping[str, Mapping[str, Any]], da
 def _print_missing(console: Console, cells: pd.DataFrame, store: Store) -> None:
     """Say which cells are missing, and why, and how to see the logs of what failed."""
     missing = cells[~cells["status"].isin(["done"])]
+    waiting = missing["status"] == "waiting"
+    if waiting.sum() > _MOST_WAITING:
+        console.print(f"missing: {waiting.sum()} cells wait to be run")
+        missing = missing[~waiting]
     for row in missing.to_dict("records"):
         what = row["attack"] or _CELLS[row["kind"]]
         reason = f": {row['reason']}" if row["reason"] else ""

@@ -48,11 +48,6 @@ class Rooms:
     def __getitem__(self, worker: str) -> Room:
         return self._rooms[self._of[worker]]
 
-    @property
-    def largest(self) -> int:
-        """The bytes of the largest room."""
-        return max((room.capacity for room in self._rooms.values()), default=0)
-
     def enter(self, worker: str, name: str, capacity: int) -> None:
         """Note where a worker is. One in a room without a name shares with nobody."""
         name = name or f"of {worker}"

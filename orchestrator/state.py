@@ -249,10 +249,12 @@ class State:
 
     def _enlarge(self, worker: str, key: str) -> bool:
         """Have a job that ran out of memory find more next time; False if there is no more."""
-        room, known = self._rooms[worker], self.memory.get(key, 0)
-        if known >= self._rooms.largest:
+        gpu, room, known = self._gpu[worker], self._rooms[worker], self.memory.get(key, 0)
+        alike = (self._rooms[w].capacity for w, other in self._gpu.items() if other == gpu)
+        largest = max(alike, default=0)
+        if not room.capacity or known >= largest or (key in self._on_gpu) != gpu:
             return False
-        self.memory[key] = min(2 * max(known, room.share), self._rooms.largest)
+        self.memory[key] = min(2 * max(known, room.share), largest)
         return True
 
     def _finish(self, worker: str, key: str) -> None:
@@ -372,14 +374,17 @@ class State:
         """The jobs that rooms waited for and that fit by now."""
         instructions = []
         for key, room in list(self._claims.items()):
-            if not room.fits(self.memory.get(key)):
-                continue
             idle = self._idle[key in self._on_gpu]
-            worker = next((worker for worker in room.workers if worker in idle), None)
-            if worker is not None:
-                room.claim = None
-                del self._claims[key], idle[worker]
-                instructions.append(self._run(worker, key))
+            for worker in idle:  # of its room, or of another that has become free
+                other = self._rooms[worker]
+                large = not other.claim and other.capacity >= max(
+                    room.capacity, self.memory.get(key, 0)
+                )
+                if (other is room or large) and other.fits(self._need(key, worker)):
+                    del idle[worker]
+                    self._withdraw(key)
+                    instructions.append(self._run(worker, key))
+                    break
         return instructions
 
     def _run(self, worker: str, key: str) -> Run:

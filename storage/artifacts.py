@@ -200,6 +200,27 @@ class Artifacts:
         if self.upstream is not None:
             self.upstream.keep(key, Artifact(key, final).content())
 
+    def settle(self, key: str) -> bool:
+        """Whether `key` is complete where others look; what only this folder has is handed on.
+
+        Raises:
+            StoreUnwritable: the upstream is away.
+        """
+        if self.upstream is None:
+            return key in self
+        if self.upstream.holds(key):
+            return True
+        try:
+            content = Artifact(key, self._folder(key)).content()
+        except (ArtifactMissing, ArtifactDamaged):
+            return False
+        self.upstream.keep(key, content)
+        return True
+
+    def forget(self, key: str, reason: str) -> bool:
+        """Set this folder's copy aside; the upstream's stays. Whether there was one."""
+        return self._set_aside_here(key, reason) is not None
+
     def set_aside(self, key: str, reason: str) -> Path | None:
         """Move what is stored under `key` to damaged/KEY-N/artifact beside the store's root.
 

@@ -199,6 +199,7 @@ class ObjectStore:
         try:
             return self.objects.read(_at(key, MARK))
         except FileNotFoundError as error:
+            self._forget(key)
             raise ArtifactMissing(key, f"no artifact {key} at {self.uri}") from error
 
     def _whole(self, key: str) -> bool:

@@ -1,5 +1,6 @@
 """A node's own folder for a run whose store it does not see, gone when nobody works there."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -8,6 +9,8 @@ import tempfile
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+from storage.artifacts import StoreUnwritable
 
 __all__ = ["cache_place", "leave_cache", "node_cache"]
 
@@ -30,16 +33,24 @@ def node_cache(run: str) -> Path:
         run: the name of a run, as no other has it.
 
     Raises:
-        PermissionError: if somebody else made a folder of that name.
+        StoreUnwritable: the disk is full or forbidden, or somebody else made a folder of that name.
     """
     folder = cache_place(run)
+    try:
+        return _made(folder)
+    except OSError as error:
+        raise StoreUnwritable(
+            error.errno,
+            f"{folder.parent} cannot hold what this node keeps for a run: {error.strerror}. Free "
+            "space or permit writing there, or set TMPDIR on this node to another folder",
+        ) from error
+
+
+def _made(folder: Path) -> Path:
     folder.parent.mkdir(mode=0o700, exist_ok=True)
     found = folder.parent.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise PermissionError(
-            f"{folder.parent} is not a folder that only this user may write to; remove it, or set "
-            "TMPDIR on this node to another folder"
-        )
+        raise PermissionError(errno.EPERM, "it is no folder that only this user may write to")
     for other in folder.parent.iterdir():
         if other != folder:
             _sweep(other)

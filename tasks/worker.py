@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from numpy.typing import NDArray
 
 from storage import datasets, splits
-from storage.artifacts import Artifact, Artifacts, Draft, write_whole
+from storage.artifacts import Artifact, ArtifactDamaged, Artifacts, Draft, write_whole
 from storage.upstream import Upstream
 from tasks._cache import cache_place, leave_cache, node_cache
 from tasks._journal import append, check_journal
@@ -49,8 +49,9 @@ class Site:
         logs: the folder of the tasks' logs; None for one of the node's own, or none at all.
         capture: whether what this process prints while it runs a task goes to the task's log.
         upstream: where artifacts are besides, or None.
+        data: the driver's machine, for data that another machine lacks.
         shelf: the driver's machine, for a node that does not see the store.
-        run: the name of the run, on such a node.
+        run: the name of the run, on another machine.
     """
 
     artifacts: Path | None
@@ -60,6 +61,7 @@ class Site:
     logs: Path | None = None
     capture: bool = False
     upstream: Upstream | None = None
+    data: Shelf | None = None
     shelf: Shelf | None = None
     run: str = ""
 
@@ -98,11 +100,11 @@ class Bench:
         try:
             dataset = datasets.load(data.source, self.data_dir)
         except FileNotFoundError:
-            if self._site.shelf is None:
+            if self._site.data is None:
                 raise
-            dataset = self._fetched(data.source, self._site.shelf)
-        if dataset.content_hash != data.content_hash and self._site.shelf is not None:
-            dataset = self._fetched(data.source, self._site.shelf)  # this node has another version
+            dataset = self._fetched(data.source, self._site.data)
+        if dataset.content_hash != data.content_hash and self._site.data is not None:
+            dataset = self._fetched(data.source, self._site.data)  # this node has another version
         if dataset.content_hash != data.content_hash:
             raise ValueError(
                 f"dataset '{data.name}' changed since the plan was made (content "
@@ -189,7 +191,7 @@ def execute(task: Task, site: Site, worker: str) -> dict[str, float]:
         What was measured: `duration_s`, 0 if the artifact was there already.
     """
     bench = _benches.get(site) or _benches.setdefault(site, Bench(site))
-    if task.key in bench.artifacts:
+    if bench.artifacts.settle(task.key):
         return {"duration_s": 0.0}
     logs = _own(site, "logs")
     if logs is None:
@@ -220,7 +222,13 @@ def _execute(task: Task, site: Site, bench: Bench, worker: str) -> dict[str, flo
         )
         draft.facts("measured", measured)
 
-    bench.artifacts.put(task.key, task.description, write)
+    try:
+        bench.artifacts.put(task.key, task.description, write)
+    except ArtifactDamaged as fault:
+        # A copy of this node's own is no fault of the store's: fetch it anew.
+        if site.shelf is None or not bench.artifacts.forget(fault.damaged_key, str(fault)):
+            raise
+        bench.artifacts.put(task.key, task.description, write)
     _journal(site, "done", task)
     return {"duration_s": float(measured["duration_s"])}
 

@@ -262,7 +262,7 @@ def test_kuberays_command_holds_nothing_a_shell_would_see(value: str) -> None:
         ("kuberay", Wanted(image=IMAGE, store="s3://a/b", claim="c"), "--claim 'c'"),
         ("kuberay", Wanted(image="a; touch X"), "--image 'a; touch X'"),
         ("ray-up", Wanted(store="/s"), "nodes need Sfumato"),
-        ("ray-up", Wanted(image=IMAGE), "--store ''"),
+        ("ray-up", Wanted(image=IMAGE), "--store is missing"),
         ("ray-up", replace(AWS, provider="gcp"), "--provider 'gcp'"),
         ("ray-up", replace(AWS, hosts=("a",)), "--provider local"),
         ("ray-up", replace(LOCAL, hosts=("a", "a")), "--hosts 'a,a'"),

@@ -40,7 +40,7 @@ def test_each_kind_is_printed_or_written(place: Any, kind: str) -> None:
     assert f"sfumato cluster template {kind}" in said.text
     file = place.folder / "made"
     options = words({**NEEDED[kind], "out": str(file)})
-    assert place.command("cluster", "template", kind, *options).text == ""
+    assert place.command("cluster", "template", kind, *options).flat.startswith("written to ")
     assert file.read_text() == said.text
 
 

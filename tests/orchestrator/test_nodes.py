@@ -26,7 +26,11 @@ from storage.tables import equal
 pytestmark = pytest.mark.ray
 
 PATIENCE_S = 90.0
-MOUNT = "mount -t tmpfs none {hidden} && exec {ray} start --address={address} --num-cpus=1 --block"
+# A folder of its own, as nodes that start at once fight for the names of sockets in one.
+MOUNT = (
+    "mount -t tmpfs none {hidden} && exec {ray} start --address={address} --num-cpus=1 --block "
+    "--temp-dir={own}"
+)
 
 
 @dataclass
@@ -39,7 +43,9 @@ class Nodes:
 
     def add_blind(self) -> None:
         ray_program = Path(sys.executable).with_name("ray")
-        command = MOUNT.format(hidden=self.hidden, ray=ray_program, address=self.cluster.address)
+        own = self.hidden.parent / f"b{len(self.blind)}"
+        address = self.cluster.address
+        command = MOUNT.format(hidden=self.hidden, ray=ray_program, address=address, own=own)
         environment = {
             **os.environ,
             "RAY_USAGE_STATS_ENABLED": "0",

@@ -169,7 +169,7 @@ def judge(state: State, jobs: dict[str, Job], there: dict[str, WorkerJoined]) ->
         needs.setdefault(at.room, []).append(state.memory.get(key, 0) if mine else 0)
     for at in there.values():
         room = needs.get(at.room, [])
-        assert len(room) <= 1 or sum(room) <= at.room_bytes
+        assert sum(map(bool, room)) <= 1 or sum(room) <= at.room_bytes
         if not room and at.worker not in state.running:  # nothing keeps it from any job
             ready = {
                 key
