@@ -156,7 +156,7 @@ class RayPool:
             ClusterUnreachable: if no worker joins in time, a worker cannot be made ready, or
                 workers keep dying without any task finishing.
         """
-        if self._unreported:
+        if self._unreported and not self._dropped:
             raise ClusterUnreachable(self._unreported)
         happened: list[Event] = [*self._dropped]
         self._dropped = []

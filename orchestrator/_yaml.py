@@ -128,7 +128,7 @@ def _walk(
 def _unreadable(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str | None:
     """Why a scalar is not what it looks like or is tagged as (a 30th of February, say)."""
     number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-    if number and len(node.value) > _LONGEST_NUMBER:
+    if number and ":" in node.value and len(node.value) > _LONGEST_NUMBER:
         return f"cannot be read: is a number of {len(node.value)} characters; quote text"
     try:
         value = loader.construct_object(node)

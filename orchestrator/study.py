@@ -12,6 +12,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,14 @@ class Search:
         self._thread.start()
 
     def close(self) -> None:
-        """Beat no more."""
+        """Give back the trials that are open, and beat no more."""
+        with suppress(Exception):  # a storage that is away: they are given back by silence
+            for trial in self.trials():
+                driver = trial.user_attrs.get(_DRIVER)
+                mine = isinstance(driver, dict) and driver.get("id") == self._me["id"]
+                if mine and trial.state == TrialState.RUNNING:
+                    given = {**driver, "gone": True}
+                    self.study._storage.set_trial_user_attr(trial._trial_id, _DRIVER, given)
         self._stop.set()
         self._thread.join(timeout=BEAT_S)
 
@@ -190,6 +198,8 @@ class Search:
             # Asked for a moment ago and not claimed yet, or its driver died in between.
             asked = trial.datetime_start
             return bool(asked is None or time.time() - asked.timestamp() < BEAT_S)
+        if driver.get("gone"):
+            return False
         if driver.get("id") == self._me["id"]:
             return True
         if driver.get("host") == self._me["host"]:

@@ -152,6 +152,10 @@ def told_rows(found: Search, store: Store) -> list[dict[str, Any]]:
     return sorted(named, key=lambda row: int(row["number"]))
 
 
+# What trials of any values share, unless it is itself of the searched defense.
+_SHARED = ("Split", "TrainTarget", "TrainShadows", "Shadow")
+
+
 @dataclass
 class _Flight:
     """A trial that runs."""
@@ -196,6 +200,7 @@ class _Driver:
         self.directions = [objective.direction for objective in tune.objectives]
         self.flights: list[_Flight] = []
         self.owner: dict[str, int] = {}  # task -> the first trial that wanted it run
+        self.wanted: dict[str, set[str]] = {}  # task -> values under which trials want it
         self.costs = Costs(store.tables)
         self.until = time.monotonic() + parse_seconds(tune.time) if tune.time else None
         self.looked = 0.0
@@ -303,6 +308,8 @@ class _Driver:
         for key in prepared.needed:
             if self.owner.setdefault(key, flight.ask.number) == flight.ask.number:
                 flight.own.add(key)
+        for key in plan.tasks:
+            self.wanted.setdefault(key, set()).add(repr(flight.values))
         self.outcome.cached += len(plan.tasks) - len(prepared.needed) if not flight.at else 0
         self.progress.grow(prepared)
         self.loop.add(prepared)
@@ -320,6 +327,13 @@ class _Driver:
                 cause = state.blocked.get(broken, broken)
                 task = self.loop.tasks[cause]
                 error = f"{task.kind} {task.name}: {state.failed.get(cause, '')}"
+                if task.kind in _SHARED and len(self.wanted[cause]) > 1:
+                    # No fault of what is searched: the trial stays open, and none is spent on it.
+                    self.outcome.stopped = (
+                        f"{error}. All trials need it; `sfumato logs --task {cause[:12]}` says "
+                        "more. The same command tries it again"
+                    )
+                    return
                 self._end(flight, TrialState.FAIL, error)
                 return
             flight.reached = figures(flight.part, self.store)

@@ -356,6 +356,23 @@ def test_a_worker_that_hangs_is_dropped(pool: RayPool, await_gone: AwaitGone) ->
     assert pool.events(0) == []
 
 
+def test_a_node_that_is_unfit_gets_no_worker_any_more(pool: RayPool) -> None:
+    only = RayPool(workers=2, gpus_per_worker=0.5)
+    only.start()
+    try:
+        joined = gather(only, 2, WorkerJoined)
+        only.submit(joined[0].worker, "key", signal.pause)
+        only.drop(joined[0].worker, "its disk is full", node=True)
+        only.submit(joined[1].worker, "other", divmod, 7, 2)  # its loss is not told yet
+        lost = only.events(1.0)
+        assert {event.worker for event in lost} == {event.worker for event in joined}
+        assert {event.reason for event in lost} == {"its disk is full"}
+        with pytest.raises(ClusterUnreachable, match=r"no node is left.*its disk is full"):
+            only.events(1.0)
+    finally:
+        only.close()
+
+
 def test_a_lack_of_memory_is_told_apart(pool: RayPool) -> None:
     worker = next(iter(pool._slots))
     event = outcome(pool, worker, fail, MemoryError("no room for 3 TiB"))

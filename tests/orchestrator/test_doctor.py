@@ -211,6 +211,7 @@ def test_sizes_are_spelled():
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ray_is_really_started(place):
     where = Place(place.store, quick=False)
     (found,) = examine(where, {"Ray": CHECKS["Ray"]})

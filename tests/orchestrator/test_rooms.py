@@ -182,3 +182,31 @@ def judge(state: State, jobs: dict[str, Job], there: dict[str, WorkerJoined]) ->
             # Others that wait for such a job have claimed it; each of their rooms at most one.
             rooms = {o.room for o in there.values() if o.gpu == at.gpu and o.room in needs}
             assert len(ready) <= len(rooms)
+
+
+def test_a_larger_room_that_is_free_takes_what_another_waits_for() -> None:
+    state = State({"long": Job(seconds=9, memory=5 * GIB), "big": Job(seconds=8, memory=4 * GIB)})
+    assert state.handle(joined("a")) == [Run("a", "long")]
+    assert state.handle(joined("b")) == []
+    assert state.handle(joined("c", "larger", 16)) == [Run("c", "big")]
+    assert state.handle(TaskDone("a", "long")) == []
+    assert state.handle(TaskDone("c", "big")) == []
+    assert state.finished
+
+
+def test_a_room_of_unknown_size_beside_known_ones_is_no_way_out() -> None:
+    state = State({"job": Job(seconds=9), "other": Job()}, max_attempts=1)
+    state.handle(WorkerJoined("a"))
+    state.handle(joined("b", "known", 64))
+    state.handle(WorkerLost("a", "out of memory", out_of_memory=True))
+    assert state.failed.keys() == {"job"}
+
+
+def test_a_gpu_job_grows_within_gpus() -> None:
+    state = State({"train": Job(gpu=True)})
+    state.handle(joined("cpu", "node", 1024))
+    state.handle(joined("gpu", "GPU 0", 16, gpu=True))
+    for _ in range(2):  # its share is all of the device already
+        state.handle(TaskFailed("gpu", "train", "OutOfMemoryError", out_of_memory=True))
+    assert state.failed == {"train": "OutOfMemoryError"}
+    assert state.memory.get("train", 0) <= 16 * GIB

@@ -150,7 +150,8 @@ def test_a_failure_is_forgotten_once_its_task_succeeds(lab):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_nodes.py has four of them
+@pytest.mark.parametrize("workers", [2, 1])
 def test_tables_are_equal_on_ray(undisturbed, lab, workers):
     before, outcome, _ = undisturbed
     again, _quiet = lab.run(executor="ray", workers=workers)

@@ -13,9 +13,19 @@ import pytest
 PATIENCE_S = 120
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 @pytest.mark.parametrize(
-    "place", [["--inline"], pytest.param(["--workers", "1"], marks=pytest.mark.ray)]
+    ("place", "how"),
+    [
+        pytest.param(["--inline"], signal.SIGINT, id="inline-ctrl-c"),
+        pytest.param(["--inline"], signal.SIGTERM, id="inline-sigterm", marks=pytest.mark.slow),
+        pytest.param(["--workers", "1"], signal.SIGTERM, id="ray-sigterm", marks=pytest.mark.ray),
+        pytest.param(
+            ["--workers", "1"],
+            signal.SIGINT,
+            id="ray-ctrl-c",
+            marks=[pytest.mark.ray, pytest.mark.slow],
+        ),
+    ],
 )
 def test_stopped_by_a_signal(lab, new_history, place, how):
     lab.store.root.mkdir()

@@ -379,3 +379,32 @@ def test_two_writers_at_once_leave_one_whole_copy(artifacts):
 def test_a_store_can_be_shared_by_its_group(put_once):
     folder = folder_of(put_once)
     assert folder.stat().st_mode == folder.parent.stat().st_mode
+
+
+def test_what_only_a_working_folder_has_is_handed_on(tmp_path: Path) -> None:
+    """A worker may be lost after it kept an artifact here and before the upstream had it."""
+    description = '{"seed":7}'
+    key = hashlib.sha256(description.encode()).hexdigest()
+    there = Artifacts(tmp_path / "there")
+    Artifacts(tmp_path / "here").put(key, description, lambda draft: draft.facts("m", {"a": 1}))
+    here = Artifacts(tmp_path / "here", there)
+    assert key not in there
+    assert here.settle(key)
+    assert there.open(key).facts("m") == {"a": 1}
+    assert here.settle(key)
+    assert not here.settle(hashlib.sha256(b"another").hexdigest())
+
+
+def test_a_bad_copy_of_a_working_folder_is_no_fault_of_the_upstream(tmp_path: Path) -> None:
+    description = '{"seed":8}'
+    key = hashlib.sha256(description.encode()).hexdigest()
+    there = Artifacts(tmp_path / "there")
+    there.put(key, description, lambda draft: draft.facts("m", {"a": 1}))
+    here = Artifacts(tmp_path / "here", there)
+    assert here.open(key).facts("m") == {"a": 1}
+    (tmp_path / "here" / key[:2] / key / "m.json").write_text('{"a":2}')
+    with pytest.raises(ArtifactDamaged):
+        here.open(key).facts("m")
+    assert here.forget(key, "a bit")
+    assert here.open(key).facts("m") == {"a": 1}
+    assert key in there
