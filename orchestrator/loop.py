@@ -282,7 +282,6 @@ class Loop:
                     self.sites[sees],
                     artifacts=None,
                     logs=None,
-                    journal=None,
                     upstream=here.upstream or data,
                     shelf=data,
                 )

@@ -271,7 +271,7 @@ def _peak_gpu(device: str) -> int:
 
 def _journal(site: Site, event: str, task: Task) -> None:
     line = f"{datetime.now(UTC).isoformat()} {os.getpid()} {event} {task.kind} {task.key}\n"
-    if site.shelf is not None:
-        site.shelf.note(line)
+    if site.journal is not None and site.data is not None:
+        site.data.note(line)  # a disk that holds the store need not hold this file
     else:
         append(site.journal, line)

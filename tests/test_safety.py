@@ -47,9 +47,10 @@ def unsafe(source: str) -> Iterator[tuple[int, str]]:
             yield node.lineno, f"{name} without weights_only=True"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_no_file_runs_what_it_reads(path: Path) -> None:
-    assert not [f"{path}:{line}: {what}" for line, what in unsafe(path.read_text())]
+def test_no_file_runs_what_it_reads() -> None:
+    found = [(path, *each) for path in FILES for each in unsafe(path.read_text())]
+    assert not [f"{path}:{line}: {what}" for path, line, what in found]
+    assert len(FILES) > 200
 
 
 @pytest.mark.parametrize(

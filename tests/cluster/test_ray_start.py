@@ -159,6 +159,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_other_clusters_by_address() -> None:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "1234567890" * 4}
     head, guest = drive(HEAD, **token), drive(GUEST, **token)

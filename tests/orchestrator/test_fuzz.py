@@ -186,7 +186,7 @@ def many(number: int) -> settings:
 
 # Of each of four: 5,000 files and settings in all when there is time.
 FEW_AND_MANY = pytest.mark.parametrize(
-    "number", [60, pytest.param(1250, marks=pytest.mark.slow, id="many")]
+    "number", [30, pytest.param(1250, marks=pytest.mark.slow, id="many")]
 )
 
 

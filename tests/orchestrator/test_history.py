@@ -253,6 +253,7 @@ def test_a_database_damaged_in_the_middle_of_a_run(undisturbed, done, how):
     assert rebuild(Store(done.store), None)[0] == {"tiny": Rebuilt(4, 0, 0)}
 
 
+@pytest.mark.slow  # it waits for the lock
 def test_a_locked_database_is_not_damaged(done):
     (done.store / "experiments" / "tiny" / "tracked.jsonl").unlink()
     with closing(sqlite3.connect(database(done), isolation_level=None)) as holder:

@@ -13,6 +13,9 @@ from orchestrator.cli import app
 from orchestrator.judge import points_of
 from orchestrator.resume import Store
 
+# Its fixtures cost seconds: one of several processes makes them.
+pytestmark = pytest.mark.xdist_group("judge")
+
 STUDY: dict[str, Any] = {
     "name": "small",
     "seeds": [0, 1],
