@@ -22,6 +22,7 @@ __all__ = ["RayPool"]
 
 T = TypeVar("T")
 _PING_S = 1.0
+_FEW = 8
 _LOOK_S = 1.0  # how often new nodes are looked for
 
 
@@ -168,10 +169,15 @@ class RayPool:
             wait_s = min(max(0.0, until - time.monotonic()), _PING_S)
             if slots:
                 refs = list(slots)
-                if ray.wait(refs, num_returns=1, timeout=wait_s)[0]:
-                    for ref in ray.wait(refs, num_returns=len(refs), timeout=0)[0]:
-                        if slots[ref].name in self._slots:  # not dropped a moment ago
-                            happened += self._collect(slots[ref])
+                ready, _ = ray.wait(refs, num_returns=1, timeout=wait_s, fetch_local=False)
+                if ready:
+                    if len(refs) > _FEW:  # of a few, looking again costs more than it finds
+                        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+                    for ref in ready:
+                        slot = slots[ref]
+                        if slot.name in self._slots:  # not dropped a moment ago
+                            self._slots[slot.name] = self._slots.pop(slot.name)  # the others' turn
+                            happened += self._collect(slot)
             else:
                 time.sleep(wait_s)
             if happened or time.monotonic() >= until:
