@@ -71,7 +71,7 @@ def outcome(pool: RayPool, worker: str, call: Callable[..., Any], *args: Any) ->
 
 def workers_of(pool: RayPool) -> dict[str, int]:
     """Every worker's process id, by name."""
-    for name in pool._slots:
+    for name in list(pool._slots):
         pool.submit(name, name, os.getpid)
     return {event.worker: event.result for event in gather(pool, len(pool._slots), TaskDone)}
 
@@ -121,7 +121,7 @@ def test_two_workers_run_at_once_each_on_its_own_core(pool: RayPool, tmp_path: P
 
 
 def test_workers_have_one_thread_each(pool: RayPool) -> None:
-    for name in pool._slots:
+    for name in list(pool._slots):
         for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             assert outcome(pool, name, os.getenv, variable).result == "1"
 
@@ -200,7 +200,7 @@ def test_a_worker_killed_in_a_task_is_lost_and_replaced(pool: RayPool, tmp_path:
     assert outcome(pool, joined.worker, divmod, 7, 2).result == (3, 1)
     # The replacement takes the core that became free.
     assert cores == {
-        outcome(pool, name, os.sched_getaffinity, 0).result.pop() for name in pool._slots
+        outcome(pool, name, os.sched_getaffinity, 0).result.pop() for name in list(pool._slots)
     }
 
 
