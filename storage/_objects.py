@@ -215,7 +215,8 @@ class Objects:
             self._away = None
         except (FileNotFoundError, StoreUnwritable):
             raise
-        except (OSError, ValueError, NotImplementedError) as error:  # ArrowInvalid is a ValueError
+        # pyarrow's errors: of servers, of addresses (ArrowInvalid), of schemes it was built without.
+        except (OSError, ValueError, NotImplementedError) as error:
             scheme = self.uri.partition(":")[0]
             bucket = "that the bucket exists, " if scheme == "s3" else ""
             told = (
