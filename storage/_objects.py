@@ -215,7 +215,7 @@ class Objects:
             self._away = None
         except (FileNotFoundError, StoreUnwritable):
             raise
-        # pyarrow's errors: of servers, of addresses (ArrowInvalid), of schemes it was built without.
+        # pyarrow's: of servers, of addresses (ArrowInvalid), of schemes it was built without.
         except (OSError, ValueError, NotImplementedError) as error:
             scheme = self.uri.partition(":")[0]
             bucket = "that the bucket exists, " if scheme == "s3" else ""
